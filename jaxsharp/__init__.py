@@ -1,0 +1,33 @@
+"""jaxsharp: simulate how full-batch optimizers move through sharp and flat regions of a loss.
+
+Three nouns (Problem, Dynamics, Probe) and two verbs (simulate, sweep); see the README for a tour.
+"""
+
+from importlib import metadata as _metadata
+
+from jaxsharp import curvature, data, flows, minimizers, models, optimizers, probes, problems, sphere
+from jaxsharp.dynamics import as_dynamics
+from jaxsharp.results import load, save
+from jaxsharp.simulation import simulate, sweep
+
+try:
+    __version__ = _metadata.version("jaxsharp")
+except _metadata.PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "unknown"
+
+__all__ = [
+    "as_dynamics",
+    "curvature",
+    "data",
+    "flows",
+    "load",
+    "minimizers",
+    "models",
+    "optimizers",
+    "probes",
+    "problems",
+    "save",
+    "simulate",
+    "sphere",
+    "sweep",
+]

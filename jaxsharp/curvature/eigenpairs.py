@@ -1,0 +1,191 @@
+"""The largest eigenpairs of a symmetric operator that is known only by its products."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from jaxsharp._types import Array, Block, Count, MatVec, PyTree
+
+
+class Eigenpairs(NamedTuple):
+    """Eigenvalue estimates, largest first, with what is needed to trust them.
+
+    Attributes:
+        values: (k,) Ritz values, each at most the true eigenvalue of the same rank.
+        vectors: pytree like the parameters with a leading axis k; orthonormal.
+        residuals: (k,) ‖H vᵢ − λᵢ vᵢ‖ relative to the largest |λ| seen; some eigenvalue lies within this of λᵢ.
+        matvecs: number of products used.
+        converged: whether every residual is at most the tolerance.
+    """
+
+    values: Array
+    vectors: PyTree
+    residuals: Array
+    matvecs: Count
+    converged: Array
+
+
+class _Search(NamedTuple):
+    basis: Block  # orthonormal rows, then zero rows
+    products: Block  # the operator applied to each row
+    filled: Count  # rows in use, some of them possibly zero
+    values: Array  # of the k best directions in the basis
+    vectors: Block
+    residuals: Block
+    errors: Array  # relative norms of the residuals
+    matvecs: Count
+
+
+def top_eigenpairs(
+    matvec: MatVec,
+    like: PyTree,
+    k: int = 1,
+    guess: PyTree | None = None,
+    tol: float = 1e-2,
+    max_matvecs: int = 200,
+    *,
+    key: Array | None = None,
+) -> Eigenpairs:
+    """Finds the k largest (algebraic) eigenvalues of a symmetric operator, H vᵢ = λᵢ vᵢ.
+
+    Block Davidson iteration without preconditioner: the basis grows by the residuals of the k best directions, each multiplied
+    by the operator once; the products of everything kept are carried along, also through restarts. Started from a guess (the
+    eigenvectors of a nearby point) it often ends after one or two rounds.
+
+    Args:
+        matvec: v -> H v on pytrees like `like`; symmetric.
+        like: any pytree with the shapes and dtypes of one vector.
+        k: how many pairs, at most the number of parameters.
+        guess: pytree with a leading axis k; rows that are zero or not finite are replaced by random ones.
+        tol: bound on the residuals, relative to the largest |λ| seen.
+        max_matvecs: bound on the number of products.
+        key: PRNG key of the random start; a fixed one by default.
+
+    Returns:
+        `Eigenpairs`. Where the bound on products is reached first, or a product is not finite, `converged` is False and the
+        residuals say by how much. Cost: `matvecs` products; memory for 2 (3 k + 8) vectors.
+
+    Raises:
+        ValueError: when k is below 1 or above the number of parameters, or the bound allows no iteration.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsharp as js
+        >>> pairs = js.curvature.top_eigenpairs(lambda v: jnp.array([3.0, 1.0, -5.0]) * v, jnp.zeros(3), k=2)
+        >>> [round(float(value), 3) for value in pairs.values], bool(pairs.converged)
+        ([3.0, 1.0], True)
+
+    Source: Davidson 1975; restarts after Wu and Simon 2000. The implementation is our own.
+    """
+    template, unravel = ravel_pytree(like)
+    size, dtype = template.size, template.dtype
+    if not 1 <= k <= size:
+        raise ValueError(f"k={k} eigenpairs were asked for, but there are {size} parameters; choose 1 <= k <= {size}.")
+    if max_matvecs < 2 * k:
+        raise ValueError(f"max_matvecs={max_matvecs} allows no iteration for k={k}; give at least {2 * k}.")
+    rows = 3 * k + 8
+    kept = 2 * k + 2  # directions that survive a restart
+
+    def apply(block):
+        return _apply_rows(lambda row: ravel_pytree(matvec(unravel(row)))[0], block)
+
+    def ritz(basis, products, filled, matvecs):
+        projected = basis @ products.T
+        values, coordinates = _eigh_of_filled_rows(0.5 * (projected + projected.T), basis)
+        top, coordinates = values[:k], coordinates[:, :k].T
+        vectors = coordinates @ basis
+        residuals = coordinates @ products - top[:, None] * vectors
+        scale = jnp.max(jnp.abs(jnp.where(jnp.abs(values) < jnp.inf, values, 0)))
+        norms = jnp.linalg.norm(residuals, axis=1)
+        errors = jnp.where(norms > 0, norms / jnp.where(scale > 0, scale, 1), norms)
+        return _Search(basis, products, filled, top, vectors, residuals, errors, matvecs)
+
+    def unfinished(search):
+        finite = jnp.isfinite(search.errors).all()
+        return finite & (search.errors > tol).any() & (search.matvecs + k <= max_matvecs)
+
+    def expand(search):
+        basis, products, filled = _restart_when_full(search, rows, k, kept)
+        fresh = _orthonormalize(search.residuals, basis)
+        basis = jax.lax.dynamic_update_slice(basis, fresh, (filled, jnp.zeros_like(filled)))
+        products = jax.lax.dynamic_update_slice(products, apply(fresh), (filled, jnp.zeros_like(filled)))
+        return ritz(basis, products, filled + k, search.matvecs + k)
+
+    start = _orthonormalize(_starting_block(guess, k, size, dtype, key), jnp.zeros((1, size), dtype))
+    basis = jnp.zeros((rows, size), dtype).at[:k].set(start)
+    products = jnp.zeros((rows, size), dtype).at[:k].set(apply(start))
+    count = jnp.asarray(k, jnp.int32)
+    search = jax.lax.while_loop(unfinished, expand, ritz(basis, products, count, count))
+    return Eigenpairs(
+        values=search.values,
+        vectors=jax.vmap(unravel)(search.vectors),
+        residuals=search.errors,
+        matvecs=search.matvecs,
+        converged=(search.errors <= tol).all(),
+    )
+
+
+def _apply_rows(product, block):
+    """Multiplies each row: one after the other on a CPU, where it is faster and smaller, else side by side."""
+    if block.shape[0] == 1:
+        return product(block[0])[None]
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(product, block)
+    return jax.vmap(product)(block)
+
+
+def _starting_block(guess, k, size, dtype, key):
+    key = jax.random.key(0) if key is None else key
+    noise = jax.random.normal(key, (k, size), dtype)
+    noise = noise / math.sqrt(size)
+    if guess is None:
+        return noise
+    block = jax.vmap(lambda row: ravel_pytree(row)[0])(guess)[:k]
+    if block.shape != noise.shape:
+        raise ValueError(f"guess must hold {k} vectors of {size} parameters, got shape {block.shape}.")
+    usable = jnp.isfinite(block).all(axis=1) & (jnp.linalg.norm(block, axis=1) > 0)
+    return jnp.where(usable[:, None], block, noise)
+
+
+def _eigh_of_filled_rows(projected, basis):
+    """Eigenvalues, largest first, of the projection on the non-zero rows; the others come last, as −inf."""
+    filled = jnp.sum(basis**2, axis=1) > 0.5
+    below = -2 * jnp.linalg.norm(projected) - jnp.finfo(projected.dtype).tiny
+    values, vectors = jnp.linalg.eigh(jnp.where(jnp.diag(~filled), below, projected))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    return jnp.where(jnp.arange(values.size) < filled.sum(), values, -jnp.inf), vectors
+
+
+def _restart_when_full(search, rows, k, kept):
+    """Replaces a full basis by its `kept` best directions; their products follow without a new one."""
+
+    def restart(basis, products):
+        projected = basis @ products.T
+        _, coordinates = _eigh_of_filled_rows(0.5 * (projected + projected.T), basis)
+        best = jnp.where(jnp.arange(rows) < kept, coordinates, 0).T
+        return best @ basis, best @ products, jnp.asarray(kept, jnp.int32)
+
+    def leave(basis, products):
+        return basis, products, search.filled
+
+    return jax.lax.cond(search.filled + k > rows, restart, leave, search.basis, search.products)
+
+
+def _orthonormalize(block, basis):
+    """Makes the rows orthonormal to each other and to the basis; a row that depends on the others becomes zero."""
+    tolerance = 10 * jnp.finfo(block.dtype).eps
+    block = _unit_rows(block, 0)
+    for _ in range(2):  # twice is enough to be orthogonal to rounding
+        block = block - (block @ basis.T) @ basis
+        block = _unit_rows(block, tolerance)
+        weights, mixing = jnp.linalg.eigh(block @ block.T)
+        weights = jnp.where(weights > block.shape[0] * tolerance, weights, jnp.inf)
+        block = (mixing / jnp.sqrt(weights)).T @ block
+    return block
+
+
+def _unit_rows(block, tolerance):
+    norms = jnp.linalg.norm(block, axis=1, keepdims=True)
+    return block / jnp.where(norms > tolerance, norms, jnp.inf)

@@ -1,0 +1,188 @@
+"""Dynamics: how parameters move. Optimizers and flows are both Dynamics, counted in optimizer steps."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsharp._types import Array, Count, Params, PyTree
+from jaxsharp.problems import Problem
+from jaxsharp.status import Status, stopped
+
+LARGEST = 1e10
+"""A parameter larger than this in absolute value counts as diverged."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "inner", "hyperparams", "count", "status", "hvps", "previous", "rate"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class State:
+    """What a Dynamics carries from step to step, and what a probe may look at.
+
+    Attributes:
+        params: the parameters w.
+        inner: the optimizer's or the integrator's own memory.
+        hyperparams: name -> scalar; a probe finds `learning_rate` and `weight_decay` here.
+        count: completed steps.
+        status: bits of `jaxsharp.status.Status`; a member with a fatal bit does not move any more.
+        hvps: Hessian-vector products spent so far.
+        previous: parameters one step earlier, for measuring at the midpoint; None where they are not kept.
+        rate: the effective learning rate, where the rule sets its own; None where it follows from the hyper-parameters.
+    """
+
+    params: Params
+    inner: PyTree
+    hyperparams: dict[str, Array]
+    count: Count
+    status: Count
+    hvps: Count
+    previous: Params | None = None
+    rate: Array | None = None
+
+
+@runtime_checkable
+class Dynamics(Protocol):
+    """A rule that moves parameters; a pytree whose hyper-parameters are leaves.
+
+    `init(problem, params)` makes a `State`, `advance(problem, state, steps)` moves it by a traced number of optimizer steps,
+    or by the same stretch of flow time, `step` is `advance` by one, and `params(state)` reads the parameters.
+    `time_per_step` is the flow time of one step, None for an optimizer.
+    """
+
+    hyperparams: dict
+    time_per_step: Array | None
+
+    def init(self, problem: Problem, params: Params) -> State: ...  # noqa: D102
+    def step(self, problem: Problem, state: State) -> State: ...  # noqa: D102
+    def advance(self, problem: Problem, state: State, steps: Count) -> State: ...  # noqa: D102
+    def params(self, state: State) -> Params: ...  # noqa: D102
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["optimizer"], meta_fields=["keep_previous"])
+@dataclass(frozen=True)
+class OptimizerDynamics:
+    """The Dynamics of full-batch training with an optax transformation, w ← w + update(∇L(w)).
+
+    Attributes:
+        optimizer: anything with optax's `init` and `update`, as a pytree whose leaves are hyper-parameters. The loss is passed
+            to `update` as the extra argument `value`.
+        keep_previous: whether states keep the parameters of one step earlier.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxsharp as js
+        >>> problem = js.problems.valley()
+        >>> dynamics = js.as_dynamics(js.optimizers.gd(0.5))
+        >>> state = dynamics.init(problem, {"u": jnp.array(1.0), "v": jnp.array(0.5)})
+        >>> float(dynamics.step(problem, state).params["v"])
+        0.0
+    """
+
+    optimizer: optax.GradientTransformationExtraArgs
+    keep_previous: bool = False
+
+    @property
+    def hyperparams(self) -> dict:
+        """Hyper-parameters by name, empty for a bare optax transformation."""
+        return dict(getattr(self.optimizer, "hyperparams", {}))
+
+    @property
+    def time_per_step(self) -> None:
+        """An optimizer has no flow time."""
+        return None
+
+    def init(self, problem: Problem, params: Params) -> State:
+        """Returns the state of step 0."""
+        del problem
+        inner = self.optimizer.init(params)
+        return State(
+            params=params,
+            inner=inner,
+            hyperparams={name: value for name, value in self.hyperparams.items() if _is_scalar(value)},
+            count=jnp.zeros((), jnp.int32),
+            status=jnp.zeros((), jnp.int32),
+            hvps=jnp.zeros((), jnp.int32),
+            previous=params if self.keep_previous else None,
+            rate=getattr(inner, "rate", None),
+        )
+
+    def step(self, problem: Problem, state: State) -> State:
+        """Takes one optimizer step; a step to non-finite or huge parameters is not taken and sets the bit DIVERGED."""
+        value, gradient = jax.value_and_grad(problem.loss)(state.params)
+        update = optax.with_extra_args_support(self.optimizer).update
+        updates, inner = update(gradient, state.inner, state.params, value=value)
+        params = optax.apply_updates(state.params, updates)
+        bounded = jnp.stack([jnp.all(jnp.abs(leaf) < LARGEST) for leaf in jax.tree.leaves(params)]).all()
+        still = stopped(state.status)
+        moves = bounded & ~still
+        after = replace(
+            state,
+            params=params,
+            inner=inner,
+            count=state.count + 1,
+            previous=state.params if self.keep_previous else None,
+            rate=getattr(inner, "rate", None),
+        )
+        kept = jax.tree.map(lambda new, old: jnp.where(moves, new, old), after, state)
+        diverged = jnp.where(bounded, 0, int(Status.DIVERGED)).astype(state.status.dtype)
+        return replace(kept, status=state.status | jnp.where(still, 0, diverged))
+
+    def advance(self, problem: Problem, state: State, steps: Count) -> State:
+        """Takes a traced number of steps."""
+        return jax.lax.fori_loop(0, steps, lambda _, state: self.step(problem, state), state)
+
+    def params(self, state: State) -> Params:
+        """Reads the parameters."""
+        return state.params
+
+
+def as_dynamics(rule, *, keep_previous: bool = False) -> Dynamics:
+    """Makes a Dynamics of a flow, an optimizer of jaxsharp, or any optax transformation.
+
+    Args:
+        rule: a Dynamics (returned as it is), or anything with optax's `init` and `update`.
+        keep_previous: whether an optimizer's states keep the parameters of one step earlier.
+
+    Returns:
+        A `Dynamics`.
+
+    Raises:
+        ValueError: for anything else.
+
+    Example:
+        >>> import optax, jaxsharp as js
+        >>> js.as_dynamics(optax.adam(1e-3)).hyperparams
+        {}
+    """
+    if isinstance(rule, Dynamics):
+        return rule
+    if hasattr(rule, "init") and hasattr(rule, "update"):
+        if not hasattr(rule, "hyperparams"):
+            rule = _BareTransformation(rule)
+        return OptimizerDynamics(rule, keep_previous)
+    raise ValueError(
+        f"expected an optimizer, a flow or an optax transformation, got {type(rule).__name__}; "
+        "call the factory first, for example js.optimizers.gd(0.1)."
+    )
+
+
+class _BareTransformation(optax.GradientTransformationExtraArgs):
+    """An optax transformation as a static pytree; compares by identity, since its numbers are hidden in closures."""
+
+    hyperparams: dict = {}  # noqa: RUF012
+
+    def __new__(cls, transformation):
+        transformation = optax.with_extra_args_support(transformation)
+        return super().__new__(cls, transformation.init, transformation.update)
+
+
+jax.tree_util.register_pytree_node(_BareTransformation, lambda rule: ((), tuple(rule)), lambda aux, _: _BareTransformation._make(aux))
+
+
+def _is_scalar(value) -> bool:
+    return (hasattr(value, "dtype") or isinstance(value, (int, float))) and jnp.ndim(value) == 0

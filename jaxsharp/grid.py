@@ -1,0 +1,252 @@
+"""Many trajectories at once: vmap, chunks, devices, checkpoints, progress and jit; knows no mathematics."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from jaxsharp import selfcheck, trajectory
+from jaxsharp._types import Params
+from jaxsharp.checkpoint import Store, fingerprint
+from jaxsharp.dynamics import Dynamics
+from jaxsharp.probes import Probe
+from jaxsharp.problems import Problem
+from jaxsharp.progress import bar
+from jaxsharp.trajectory import Schedule
+
+SAVE_EVERY = 60.0
+"""Seconds between checkpoints within one batch."""
+
+BUFFER_BYTES = 128 * 2**20
+"""Most memory that one call's recorded values may take on the device."""
+
+
+@dataclass(frozen=True)
+class Members:
+    """The members of a grid, as arrays with a leading axis.
+
+    Attributes:
+        dynamics: a Dynamics whose leaves have a leading member axis.
+        seeds: (members,) integers; a member's random numbers depend on its seed's value alone.
+        points: name -> (members,) what the initial parameters may depend on besides the seed.
+    """
+
+    dynamics: Dynamics
+    seeds: np.ndarray
+    points: dict[str, np.ndarray]
+
+    def take(self, indices: np.ndarray) -> "Members":
+        """Selects members."""
+        pick = lambda leaf: np.asarray(leaf)[indices]  # noqa: E731
+        return Members(jax.tree.map(pick, self.dynamics), self.seeds[indices], jax.tree.map(pick, self.points))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a grid recorded, as NumPy arrays with a leading member axis.
+
+    Attributes:
+        records: cadence -> variable -> (members, measurements, …), the cadence in steps as text.
+        status: (members,) bits.
+        count: (members,) completed steps.
+        hvps: (members,) products spent.
+        seconds: wall time of the whole call, compilation included.
+    """
+
+    records: dict[str, dict[str, np.ndarray]]
+    status: np.ndarray
+    count: np.ndarray
+    hvps: np.ndarray
+    seconds: float
+
+
+def execute(
+    problem: Problem,
+    members: Members,
+    probes: tuple[Probe, ...],
+    plan: Schedule,
+    *,
+    start_values: Params | None = None,
+    start_function: Callable | None = None,
+    batched: bool = True,
+    batch_size: int | str = "auto",
+    devices: Sequence | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    progress: bool = False,
+    precision: str | None = "highest",
+) -> Outcome:
+    """Runs every member through the schedule, batch by batch, in compiled programs that the values do not change.
+
+    Args:
+        problem: shared by all members.
+        members: their dynamics, seeds and grid points.
+        probes: what is measured.
+        plan: when.
+        start_values: initial parameters of all members; None for `start_function` or the problem's own.
+        start_function: `(key, **points) -> params`.
+        batched: whether to vmap; False runs the only member as it is.
+        batch_size: members per compiled call, or `auto`.
+        devices: JAX devices to spread each batch over; None for the default one.
+        checkpoint: folder in which finished batches and the running one are kept, and from which an interrupted call goes on.
+        progress: whether to show a bar with an estimate of the time left.
+        precision: of matrix products, as for `jax.default_matmul_precision`.
+
+    Returns:
+        An `Outcome`.
+
+    Raises:
+        ValueError: for a bad batch size, or a checkpoint of another grid or that cannot be read.
+    """
+    began = time.perf_counter()
+    total = members.seeds.size
+    devices = tuple(devices) if devices is not None else ()
+    if batched:
+        selfcheck.ensure()
+    size = batch_length(batch_size, total, len(devices) or 1) if batched else 1
+    begin, advance = _programs(probes, plan.groups, start_function, batched, devices)
+    store = None
+    if checkpoint is not None:
+        arrays = (problem, members.dynamics, members.seeds, members.points, start_values)
+        store = Store(checkpoint, fingerprint(arrays, problem=problem.name, probes=probes, events=plan.events, batch_size=size))
+    batches = [np.arange(first, min(first + size, total)) for first in range(0, total, size)]
+    finished = []
+    with jax.default_matmul_precision(precision), bar(progress, len(batches) * len(plan.events)) as tick:
+        for number, batch in enumerate(batches):
+            done = store.finished(number) if store else None
+            if done is None:
+                padded = np.resize(batch, size)  # the last batch repeats members, so that it has the shape of the others
+                subset = members.take(padded if batched else padded[0])
+                carry = begin(problem, subset.dynamics, subset.seeds, subset.points, start_values)
+                done = _run_batch(problem, subset.dynamics, carry, advance, plan, size, batched, store, number, tick)
+                if store:
+                    store.finish(number, done)
+            else:
+                tick(len(plan.events))
+            finished.append(jax.tree.map(lambda leaf, n=batch.size: leaf[:n], done))
+    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *finished)
+    return Outcome(joined["records"], joined["status"], joined["count"], joined["hvps"], time.perf_counter() - began)
+
+
+def batch_length(batch_size: int | str, total: int, devices: int) -> int:
+    """Chooses how many members one compiled call runs.
+
+    `auto` takes all members up to 32 per CPU device, where larger batches only cost memory, and up to 256 per accelerator.
+
+    Args:
+        batch_size: a number, or `auto`.
+        total: how many members there are.
+        devices: how many devices share a batch; the result is a multiple of it.
+
+    Returns:
+        The batch size.
+
+    Raises:
+        ValueError: for anything else.
+
+    Example:
+        >>> batch_length(4, 10, 1), batch_length(3, 10, 2)
+        (4, 4)
+    """
+    if batch_size == "auto":
+        most = (32 if jax.default_backend() == "cpu" else 256) * devices
+        rounds = -(-total // most)
+        batch_size = -(-total // rounds)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+        raise ValueError(f"batch_size must be 'auto' or a whole number, at least 1, got {batch_size!r}.")
+    return -(-min(int(batch_size), total) // devices) * devices
+
+
+def _begin(problem, dynamics, seed, point, start_values, *, probes, start_function):
+    key = jax.random.key(seed)
+    if start_values is not None:
+        params = start_values
+    elif start_function is not None:
+        params = start_function(key, **point)
+    else:
+        params = problem.init(key)
+    return trajectory.start(problem, _typed(dynamics, params), probes, params)
+
+
+def _advance(problem, dynamics, carry, segment, *, probes, groups):
+    return trajectory.run(problem, _typed(dynamics, carry.state.params), probes, groups, carry, segment)
+
+
+def _typed(dynamics, params):
+    """The hyper-parameters in the dtype of the parameters, so that neither promotes the other."""
+    dtype = jax.tree.leaves(params)[0].dtype
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, dynamics)
+
+
+@lru_cache(maxsize=64)
+def _programs(probes, groups, start_function, batched, devices):
+    begin = partial(_begin, probes=probes, start_function=start_function)
+    advance = partial(_advance, probes=probes, groups=groups)
+    if batched:
+        begin = jax.vmap(begin, in_axes=(None, 0, 0, 0, None))
+        advance = jax.vmap(advance, in_axes=(None, 0, 0, None))
+    if len(devices) > 1:
+        mesh = jax.make_mesh((len(devices),), ("member",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+        each, same = PartitionSpec("member"), PartitionSpec()
+        shard = partial(jax.shard_map, mesh=mesh, out_specs=each, check_vma=False)
+        begin = shard(begin, in_specs=(same, each, each, each, same))
+        advance = shard(advance, in_specs=(same, each, each, same))
+    return jax.jit(begin), jax.jit(advance, donate_argnums=2)
+
+
+def _run_batch(problem, dynamics, carry, advance, plan, size, batched, store, number, tick):
+    """Runs one batch through the schedule in calls of a length that adapts to about a second each."""
+    position, records = 0, None
+    if store is not None and (resumed := store.running(number, carry)) is not None:
+        position, carry, records = resumed
+        tick(position)
+    capacity = _capacity(problem, dynamics, carry, advance, plan, size)
+    many, saved = 1, time.perf_counter()
+    while position < len(plan.events):
+        count = min(many, capacity, len(plan.events) - position)
+        segment = plan.segment(position, count, capacity)
+        began = time.perf_counter()
+        carry, buffers = jax.block_until_ready(advance(problem, dynamics, carry, segment))
+        took = time.perf_counter() - began
+        records = _collect(records, buffers, plan, position, count, size, batched)
+        position += count
+        many = max(1, min(2 * many, int(many / max(took, 1e-3))))
+        tick(count)
+        if store is not None and time.perf_counter() - saved > SAVE_EVERY and position < len(plan.events):
+            store.save_running(number, position, carry, records)
+            saved = time.perf_counter()
+    state = jax.tree.map(lambda leaf: np.atleast_1d(np.asarray(leaf)), carry.state)
+    return {"records": records, "status": state.status, "count": state.count, "hvps": state.hvps}
+
+
+def _capacity(problem, dynamics, carry, advance, plan, size):
+    """Rows of the device buffers: a power of two, so that runs of similar length share a program."""
+    longest = int(plan.due.sum(axis=0).max())
+    one = plan.segment(0, 1, 1)
+    shapes = jax.eval_shape(advance, problem, dynamics, carry, one)[1]
+    row = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)) / 2  # two rows: one real, one ignored
+    most = max(1, min(longest, 1024, int(BUFFER_BYTES / max(row, 1))))
+    return 2 ** int(np.floor(np.log2(most)))
+
+
+def _collect(records, buffers, plan, position, count, size, batched):
+    """Copies the filled rows of the device buffers to their place in the records on the host."""
+    groups = [{name: np.asarray(value) for name, value in group.items()} for group in buffers]
+    if not batched:
+        groups = [{name: value[None] for name, value in group.items()} for group in groups]
+    if records is None:
+        records = {
+            str(cadence): {name: np.zeros((size, rows, *value.shape[2:]), value.dtype) for name, value in group.items()}
+            for cadence, rows, group in zip(plan.cadences, plan.due.sum(axis=0), groups, strict=True)
+        }
+    for index, (cadence, group) in enumerate(zip(plan.cadences, groups, strict=True)):
+        first = int(plan.due[:position, index].sum())
+        new = int(plan.due[position : position + count, index].sum())
+        for name, value in group.items():
+            records[str(cadence)][name][:, first : first + new] = value[:, :new]
+    return records

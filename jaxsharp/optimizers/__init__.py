@@ -1,0 +1,8 @@
+"""Optimizers: optax transformations whose hyper-parameters are data; one rule a file."""
+
+from jaxsharp.optimizers.gd import gd
+from jaxsharp.optimizers.optimizer import Optimizer, from_factory
+from jaxsharp.optimizers.projected_gd import projected_gd
+from jaxsharp.optimizers.scheduled_gd import scheduled_gd
+
+__all__ = ["Optimizer", "from_factory", "gd", "projected_gd", "scheduled_gd"]

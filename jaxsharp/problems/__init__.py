@@ -1,0 +1,8 @@
+"""Problems: data, a pure model and a full-batch loss; one kind a file."""
+
+from jaxsharp.problems.bn_linear_regression import bn_linear_regression, exact_angle, interpolant
+from jaxsharp.problems.problem import Problem, from_loss
+from jaxsharp.problems.supervised import supervised
+from jaxsharp.problems.valley import valley
+
+__all__ = ["Problem", "bn_linear_regression", "exact_angle", "from_loss", "interpolant", "supervised", "valley"]

@@ -1,0 +1,205 @@
+"""Supervised learning on the full batch: a flax model, a training set and a test set."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from jaxsharp._types import Array
+from jaxsharp.problems.problem import Problem, check_table
+
+
+class _Table(NamedTuple):
+    inputs: Array
+    targets: Array  # (n, outputs) real values, or (n,) integer labels
+    labels: Array | None  # (n,) integers where the task is classification
+
+
+class _Data(NamedTuple):
+    train: _Table
+    test: _Table | None
+    shift: Array  # of the fixed read-out: predictions = scale * outputs + shift
+    scale: Array
+
+
+def squared_error(outputs: Array, targets: Array) -> Array:
+    """Half the squared distance per sample, ½‖f(x) − y‖², shape (n,)."""
+    return 0.5 * jnp.sum((outputs - targets) ** 2, axis=-1)
+
+
+LOSSES = {"mse": squared_error, "cross_entropy": optax.softmax_cross_entropy_with_integer_labels}
+
+
+@dataclass(frozen=True)
+class _Network:
+    """The model as pure functions of (params, data); compares by value."""
+
+    model: nn.Module
+    takes_train: bool
+
+    def _apply(self, variables, inputs, train):
+        options = {"train": train} if self.takes_train else {}
+        return self.model.apply(variables, inputs, mutable=["batch_stats"], **options)
+
+    def initialize(self, key, inputs):
+        return self.model.init(key, inputs)["params"]
+
+    def predict(self, params, data):
+        """Predictions on the training set with its own statistics, and these statistics."""
+        outputs, statistics = self._apply({"params": params}, data.train.inputs, True)
+        return _read_out(outputs, data), statistics
+
+    def predict_test(self, params, statistics, data):
+        """Predictions on the test set with the statistics of the training set."""
+        outputs, _ = self._apply({"params": params, **statistics}, data.test.inputs, False)
+        return _read_out(outputs, data)
+
+
+def _read_out(outputs, data):
+    return data.scale * outputs + data.shift
+
+
+@dataclass(frozen=True)
+class _Init:
+    network: _Network
+
+    def __call__(self, key, data):
+        return self.network.initialize(key, data.train.inputs)
+
+
+@dataclass(frozen=True)
+class _Loss:
+    network: _Network
+    per_sample: Callable
+
+    def __call__(self, params, data):
+        predictions, _ = self.network.predict(params, data)
+        return jnp.mean(self.per_sample(predictions, data.train.targets))
+
+
+@dataclass(frozen=True)
+class _Residuals:
+    network: _Network
+
+    def __call__(self, params, data):
+        predictions, _ = self.network.predict(params, data)
+        return (predictions - data.train.targets).ravel()
+
+
+@dataclass(frozen=True)
+class _Metrics:
+    network: _Network
+    per_sample: Callable
+
+    def __call__(self, params, data):
+        predictions, statistics = self.network.predict(params, data)
+        values = {}
+        if data.train.labels is not None:
+            values["train_accuracy"] = _accuracy(predictions, data.train.labels)
+        if data.test is not None:
+            predictions = self.network.predict_test(params, statistics, data)
+            values["test_loss"] = jnp.mean(self.per_sample(predictions, data.test.targets))
+            if data.test.labels is not None:
+                values["test_accuracy"] = _accuracy(predictions, data.test.labels)
+        return values
+
+
+def _accuracy(predictions, labels):
+    return jnp.mean(jnp.argmax(predictions, axis=-1).astype(labels.dtype) == labels, dtype=predictions.dtype)
+
+
+def supervised(model: nn.Module, train: Any, test: Any = None, loss: str | Callable = "mse") -> Problem:
+    """Makes the full-batch training loss of a flax model, L(w) = (1/n) Σᵢ ℓ(f(xᵢ; w), yᵢ).
+
+    Training predictions use the statistics of the full training batch; test metrics use the statistics of the training set.
+    A model with a field `outputs` left at None gets it from the targets. For `loss="mse"` and a model with
+    `scale_invariant=True` the normalized outputs pass a fixed affine read-out with the mean and scale of the training targets,
+    so that they can reach them.
+
+    Args:
+        model: a flax linen module, called as `model(inputs)` or `model(inputs, train=bool)`; its params take the data's dtype
+            if it follows `jaxsharp.models`. Its initial batch statistics, if any, live in the collection `batch_stats`.
+        train: (inputs (n, ...), targets): integer labels (n,), or real targets (n,) or (n, outputs).
+        test: the same, or None.
+        loss: `mse` (ℓ = ½‖f − y‖², labels as one-hot), `cross_entropy` (labels), or a function (predictions, targets) -> (n,).
+
+    Returns:
+        A `Problem`; for `mse` its residuals are (f(xᵢ) − yᵢ), flattened to (n · outputs,).
+
+    Raises:
+        ValueError: for wrong shapes, NaN, an unknown loss, or labels of the wrong type.
+
+    Example:
+        >>> import jax, jaxsharp as js
+        >>> train, test = js.data.digits(count=50)
+        >>> problem = js.problems.supervised(js.models.MLP(widths=(8,)), train, test)
+        >>> sorted(problem.metrics(problem.init(jax.random.key(0))))
+        ['test_accuracy', 'test_loss', 'train_accuracy']
+    """
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise ValueError(f"loss={loss!r} is unknown; use one of {', '.join(LOSSES)} or a function.")
+        per_sample = LOSSES[loss]
+    else:
+        per_sample = loss
+    train_table = _table(train, "train", None, per_sample)
+    outputs = _width(train_table, per_sample)
+    test_table = None if test is None else _table(test, "test", outputs, per_sample)
+    if getattr(model, "outputs", 0) is None:
+        model = model.clone(outputs=outputs)
+    scale_invariant = bool(getattr(model, "scale_invariant", False))
+    network = _Network(model, "train" in inspect.signature(type(model).__call__).parameters)
+    squared = per_sample is squared_error
+    shift, scale = _read_out_constants(train_table, model) if squared and scale_invariant else (0.0, 1.0)
+    dtype = train_table.inputs.dtype
+    data = _Data(train_table, test_table, jnp.asarray(shift, dtype), jnp.asarray(scale, dtype))
+    return Problem(
+        data=data,
+        init_fn=_Init(network),
+        loss_fn=_Loss(network, per_sample),
+        residuals_fn=_Residuals(network) if squared else None,
+        metrics_fn=_Metrics(network, per_sample),
+        scale_invariant=scale_invariant,
+        name=f"supervised {type(model).__name__}",
+    )
+
+
+def _table(pair, label, outputs, per_sample):
+    try:
+        inputs, targets = pair
+    except (TypeError, ValueError):
+        raise ValueError(f"{label} must be a pair (inputs, targets), got {type(pair).__name__}.") from None
+    inputs, targets = check_table(inputs, targets, names=(f"{label} inputs", f"{label} targets"))
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+        if targets.ndim != 1 or bool((targets < 0).any()):
+            raise ValueError(f"{label} targets are integers, so they must be labels of shape (n,), 0 or larger.")
+        labels = targets.astype(jnp.int32)
+        if per_sample is not squared_error:
+            return _Table(inputs, labels, labels)
+        classes = int(labels.max()) + 1 if outputs is None else outputs
+        if int(labels.max()) >= classes:
+            raise ValueError(f"{label} targets has the label {int(labels.max())}, which the training set does not have.")
+        return _Table(inputs, jax.nn.one_hot(labels, classes, dtype=inputs.dtype), labels)
+    if per_sample is LOSSES["cross_entropy"]:
+        raise ValueError(f"loss='cross_entropy' needs integer labels, but {label} targets have dtype {targets.dtype}.")
+    return _Table(inputs, targets[:, None] if targets.ndim == 1 else targets, None)
+
+
+def _width(table, per_sample):
+    if table.labels is not None and per_sample is not squared_error:
+        return int(table.labels.max()) + 1
+    return table.targets.shape[-1]
+
+
+def _read_out_constants(table, model):
+    """Mean and scale that let normalized outputs reach the targets: per output for batch statistics, else over all."""
+    axis = 0 if getattr(model, "norm", None) == "batch" else None
+    scale = jnp.std(table.targets, axis=axis)
+    if bool(jnp.any(scale == 0)):
+        raise ValueError("train targets have an output that never varies; drop that class or output.")
+    return jnp.mean(table.targets, axis=axis), scale
