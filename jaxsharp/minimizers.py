@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import lineax
 from jax.flatten_util import ravel_pytree
 
 from jaxsharp import sphere as _sphere
@@ -12,7 +13,7 @@ from jaxsharp.curvature import Eigenpairs, default_tolerance, frozen_eigenpairs,
 from jaxsharp.problems import Problem
 
 DENSE_LIMIT = 500
-"""Most residuals for which the Jacobian is formed; above, conjugate gradients use its products alone."""
+"""Most residuals for which the Jacobian is formed; above, LSMR uses its products alone."""
 
 
 class Retraction(NamedTuple):
@@ -20,7 +21,7 @@ class Retraction(NamedTuple):
 
     Attributes:
         params: the point.
-        correction: relative length ‖Δw‖/‖w‖ of the last Gauss–Newton step taken.
+        correction: relative length of the last Gauss–Newton step taken, max(‖Δw‖, ‖r‖/‖J‖)/‖w‖.
         converged: whether that step was so short that the next would be at rounding.
     """
 
@@ -49,7 +50,7 @@ def project_tangent(
     """Projects a vector on the tangent space of the minimizer manifold, P_Γ v = v − Jᵀ (J Jᵀ)⁺ J v.
 
     J is the Jacobian of the residuals; dependent rows are allowed. Up to `dense_limit` residuals J is formed and factored
-    (QR, then a small SVD); above, conjugate gradients solve with J Jᵀ through products.
+    (QR, then a small SVD); above, LSMR fits v by Jᵀ x through products.
 
     Args:
         problem: with residuals (m,).
@@ -60,7 +61,7 @@ def project_tangent(
 
     Returns:
         A pytree like params. Cost: dense, m transposed products of J and O(m² D) operations; matrix-free, one product of J and
-        one of Jᵀ per iteration, at most 2 m of them.
+        one of Jᵀ per iteration, at most 4 m of them.
 
     Raises:
         ValueError: for a problem without residuals.
@@ -76,7 +77,7 @@ def project_tangent(
     """
     w, unravel = ravel_pytree(params)
     vector = ravel_pytree(v)[0]
-    _, normal_part, _ = _normal_space(problem, w, unravel, dense_limit)
+    _, _, normal_part, _ = _normal_space(problem, w, unravel, dense_limit)
     for _ in range(2):  # the second pass removes what rounding left
         vector = vector - normal_part(vector)
     if _on_sphere(problem, sphere):
@@ -98,8 +99,8 @@ def retraction(
         max_steps: bound on the number of steps.
 
     Returns:
-        A `Retraction`. It has converged when a step is shorter than the cube root of the dtype's resolution; the steps shrink
-        quadratically. Cost: as one `project_tangent` per step, usually 1 to 3 steps.
+        A `Retraction`. It has converged when a step, and the residuals over the size of J, are shorter than the square root of
+        the dtype's resolution relative to ‖w‖; the steps shrink quadratically. Cost: as one `project_tangent` per step, usually 1 to 3 steps.
 
     Raises:
         ValueError: for a problem without residuals.
@@ -113,7 +114,7 @@ def retraction(
     Source: derived, see theory §4.
     """
     w, unravel = ravel_pytree(params)
-    short = jnp.asarray(jnp.finfo(w.dtype).eps ** (1 / 3), w.dtype)
+    short = jnp.asarray(jnp.finfo(w.dtype).eps ** 0.5, w.dtype)
     on_sphere = _on_sphere(problem, sphere)
 
     def unfinished(carry):
@@ -122,9 +123,11 @@ def retraction(
 
     def step(carry):
         w, _, steps = carry
-        residuals, _, solve = _normal_space(problem, w, unravel, dense_limit)
+        residuals, size, _, solve = _normal_space(problem, w, unravel, dense_limit)
         change = solve(residuals)
-        correction = jnp.linalg.norm(change) / jnp.linalg.norm(w)
+        length = jnp.linalg.norm(w)
+        # Where J has lost rank a short step leaves the residuals; these, over the size of J, are a distance too.
+        correction = jnp.maximum(jnp.linalg.norm(change), jnp.linalg.norm(residuals) / size) / length
         w = w - change
         return (w / jnp.linalg.norm(w) if on_sphere else w), correction, steps + 1
 
@@ -250,31 +253,46 @@ def _on_sphere(problem, sphere):
 
 
 def _normal_space(problem, w, unravel, dense_limit):
-    """Residuals r, the map v -> Jᵀ(JJᵀ)⁺J v, and the map r -> Jᵀ(JJᵀ)⁺ r, on flat vectors."""
+    """Residuals r, the size of J, the map v -> Jᵀ(JJᵀ)⁺J v, and the map r -> Jᵀ(JJᵀ)⁺ r, on flat vectors."""
 
     def residuals(w):
         return problem.residuals(unravel(w)).ravel()
 
     values, push = jax.linearize(residuals, w)
-    if values.size <= dense_limit:
-        return values, *_dense_normal_space(residuals, w)
     transpose = jax.linear_transpose(push, w)
+    noise = jax.random.normal(jax.random.key(0), w.shape, w.dtype)
+    size = jnp.linalg.norm(push(noise))  # estimates the Frobenius norm of J
+    if values.size <= dense_limit:
+        return values, size, *_dense_normal_space(residuals, w)
 
-    def solve(r):
-        gram = lambda x: push(transpose(x)[0])  # noqa: E731
-        tolerance = 10 * jnp.finfo(w.dtype).eps
-        solution, _ = jax.scipy.sparse.linalg.cg(gram, r, tol=tolerance, maxiter=2 * values.size)
-        return transpose(solution)[0]
+    def pull(x):
+        return transpose(x)[0]
 
-    return values, lambda v: solve(push(v)), solve
+    eps = float(jnp.finfo(w.dtype).eps)
+    solver = lineax.LSMR(rtol=10 * eps, atol=10 * eps, max_steps=4 * values.size, conlim=0.1 / eps)
+
+    def least_squares(function, right, like):
+        shape = jax.ShapeDtypeStruct(like.shape, like.dtype)
+        operator = lineax.FunctionLinearOperator(function, shape)
+        return lineax.linear_solve(operator, right, solver, throw=False).value
+
+    def normal_part(v):  # the least-squares fit of v by Jᵀ x
+        return pull(least_squares(pull, v, values))
+
+    return values, size, normal_part, lambda r: least_squares(push, r, w)
 
 
 def _dense_normal_space(residuals, w):
     jacobian = jax.jacrev(residuals)(w)
+    if jacobian.shape[0] > jacobian.shape[1]:
+        raise ValueError(
+            f"there are more residuals ({jacobian.shape[0]}) than parameters ({jacobian.shape[1]}), so their zeros form no manifold; "
+            "use a larger model or fewer samples."
+        )
     orthonormal, triangle = jnp.linalg.qr(jacobian.T)
     left, singular, right = jnp.linalg.svd(triangle, full_matrices=False)
     cutoff = singular[0] * max(jacobian.shape) * jnp.finfo(w.dtype).eps
     kept = singular > cutoff
-    normal = (orthonormal @ left) * kept.astype(w.dtype)  # (D, m), zero columns for dependent rows
+    normal = (orthonormal @ left) * kept.astype(w.dtype)[None, :]  # (D, m), zero columns for dependent rows
     inverse = jnp.where(kept, 1 / jnp.where(kept, singular, 1), 0)
     return lambda v: normal @ (normal.T @ v), lambda r: normal @ (inverse * (right @ r))

@@ -164,7 +164,7 @@ def _restart_when_full(search, rows, k, kept):
     def restart(basis, products):
         projected = basis @ products.T
         _, coordinates = _eigh_of_filled_rows(0.5 * (projected + projected.T), basis)
-        best = jnp.where(jnp.arange(rows) < kept, coordinates, 0).T
+        best = jnp.where(jnp.arange(rows)[:, None] < kept, coordinates.T, 0)
         return best @ basis, best @ products, jnp.asarray(kept, jnp.int32)
 
     def leave(basis, products):
@@ -182,7 +182,7 @@ def _orthonormalize(block, basis):
         block = _unit_rows(block, tolerance)
         weights, mixing = jnp.linalg.eigh(block @ block.T)
         weights = jnp.where(weights > block.shape[0] * tolerance, weights, jnp.inf)
-        block = (mixing / jnp.sqrt(weights)).T @ block
+        block = (mixing / jnp.sqrt(weights)[None, :]).T @ block
     return block
 
 

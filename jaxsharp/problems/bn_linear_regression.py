@@ -89,7 +89,7 @@ def bn_linear_regression(inputs, targets) -> Problem:
     scale = jnp.std(targets)
     if scale == 0:
         raise ValueError("targets are all equal; batch normalization cannot fit a constant.")
-    centred = inputs - jnp.mean(inputs, axis=0)
+    centred = inputs - jnp.mean(inputs, axis=0, keepdims=True)
     residual_targets = targets - jnp.mean(targets)
     solution = jnp.asarray(
         np.linalg.lstsq(np.asarray(centred, np.float64), np.asarray(residual_targets, np.float64), rcond=None)[0],

@@ -199,7 +199,7 @@ def _width(table, per_sample):
 def _read_out_constants(table, model):
     """Mean and scale that let normalized outputs reach the targets: per output for batch statistics, else over all."""
     axis = 0 if getattr(model, "norm", None) == "batch" else None
-    scale = jnp.std(table.targets, axis=axis)
+    scale = jnp.std(table.targets, axis=axis, keepdims=True)
     if bool(jnp.any(scale == 0)):
         raise ValueError("train targets have an output that never varies; drop that class or output.")
-    return jnp.mean(table.targets, axis=axis), scale
+    return jnp.mean(table.targets, axis=axis, keepdims=True), scale
