@@ -32,9 +32,9 @@ class _Search(NamedTuple):
     basis: Block  # orthonormal rows, then zero rows
     products: Block  # the operator applied to each row
     filled: Count  # rows in use, some of them possibly zero
+    coordinates: Array  # (rows, rows) of all Ritz vectors in the basis, largest first, one a row
     values: Array  # of the k best directions in the basis
-    vectors: Block
-    residuals: Block
+    residuals: Block  # the directions by which the basis grows next
     errors: Array  # relative norms of the residuals
     matvecs: Count
 
@@ -91,36 +91,32 @@ def top_eigenpairs(
     def apply(block):
         return _apply_rows(lambda row: ravel_pytree(matvec(unravel(row)))[0], block)
 
-    def ritz(basis, products, filled, matvecs):
-        projected = basis @ products.T
-        values, coordinates = _eigh_of_filled_rows(0.5 * (projected + projected.T), basis)
-        top, coordinates = values[:k], coordinates[:, :k].T
-        vectors = coordinates @ basis
-        residuals = coordinates @ products - top[:, None] * vectors
-        scale = jnp.max(jnp.abs(jnp.where(jnp.abs(values) < jnp.inf, values, 0)))
-        norms = jnp.linalg.norm(residuals, axis=1)
-        errors = jnp.where(norms > 0, norms / jnp.where(scale > 0, scale, 1), norms)
-        return _Search(basis, products, filled, top, vectors, residuals, errors, matvecs)
-
     def unfinished(search):
-        finite = jnp.isfinite(search.errors).all()
-        return finite & (search.errors > tol).any() & (search.matvecs + k <= max_matvecs)
+        wrong = jnp.isfinite(search.errors).all() & (search.errors > tol).any()
+        return (search.matvecs == 0) | (wrong & (search.matvecs + k <= max_matvecs))
 
     def expand(search):
-        basis, products, filled = _restart_when_full(search, rows, k, kept)
+        basis, products, filled = _restart_when_full(search, k, kept)
         fresh = _orthonormalize(search.residuals, basis)
-        basis = jax.lax.dynamic_update_slice(basis, fresh, (filled, jnp.zeros_like(filled)))
-        products = jax.lax.dynamic_update_slice(products, apply(fresh), (filled, jnp.zeros_like(filled)))
-        return ritz(basis, products, filled + k, search.matvecs + k)
+        at = (filled, jnp.zeros_like(filled))
+        basis = jax.lax.dynamic_update_slice(basis, fresh, at)
+        products = jax.lax.dynamic_update_slice(products, apply(fresh), at)
+        values, coordinates = _ritz(basis, products)
+        top, mixing = values[:k], coordinates[:k]
+        residuals = mixing @ products - top[:, None] * (mixing @ basis)
+        scale = jnp.max(jnp.where(jnp.isneginf(values), 0, jnp.abs(values)))
+        norms = jnp.linalg.norm(residuals, axis=1)
+        errors = jnp.where(norms > 0, norms / jnp.where(scale > 0, scale, 1), norms)
+        return _Search(basis, products, filled + k, coordinates, top, residuals, errors, search.matvecs + k)
 
-    start = _orthonormalize(_starting_block(guess, k, size, dtype, key), jnp.zeros((1, size), dtype))
-    basis = jnp.zeros((rows, size), dtype).at[:k].set(start)
-    products = jnp.zeros((rows, size), dtype).at[:k].set(apply(start))
-    count = jnp.asarray(k, jnp.int32)
-    search = jax.lax.while_loop(unfinished, expand, ritz(basis, products, count, count))
+    empty = jnp.zeros((rows, size), dtype)
+    zero = jnp.zeros((), jnp.int32)
+    square, line = jnp.zeros((rows, rows), dtype), jnp.zeros((k,), dtype)
+    block = _starting_block(guess, k, size, dtype, key)
+    search = jax.lax.while_loop(unfinished, expand, _Search(empty, empty, zero, square, line, block, line, zero))
     return Eigenpairs(
         values=search.values,
-        vectors=jax.vmap(unravel)(search.vectors),
+        vectors=jax.vmap(unravel)(search.coordinates[:k] @ search.basis),
         residuals=search.errors,
         matvecs=search.matvecs,
         converged=(search.errors <= tol).all(),
@@ -149,41 +145,42 @@ def _starting_block(guess, k, size, dtype, key):
     return jnp.where(usable[:, None], block, noise)
 
 
-def _eigh_of_filled_rows(projected, basis):
-    """Eigenvalues, largest first, of the projection on the non-zero rows; the others come last, as −inf."""
+def _ritz(basis, products):
+    """Eigenpairs of the projection on the non-zero rows, largest first; the other rows come last, with the value −inf."""
     filled = jnp.sum(basis**2, axis=1) > 0.5
+    projected = basis @ products.T
+    projected = 0.5 * (projected + projected.T)
     below = -2 * jnp.linalg.norm(projected) - jnp.finfo(projected.dtype).tiny
     values, vectors = jnp.linalg.eigh(jnp.where(jnp.diag(~filled), below, projected))
-    values, vectors = values[::-1], vectors[:, ::-1]
-    return jnp.where(jnp.arange(values.size) < filled.sum(), values, -jnp.inf), vectors
+    return jnp.where(jnp.arange(values.size) < filled.sum(), values[::-1], -jnp.inf), vectors[:, ::-1].T
 
 
-def _restart_when_full(search, rows, k, kept):
+def _restart_when_full(search, k, kept):
     """Replaces a full basis by its `kept` best directions; their products follow without a new one."""
+    rows = search.basis.shape[0]
 
-    def restart(basis, products):
-        projected = basis @ products.T
-        _, coordinates = _eigh_of_filled_rows(0.5 * (projected + projected.T), basis)
-        best = jnp.where(jnp.arange(rows)[:, None] < kept, coordinates.T, 0)
-        return best @ basis, best @ products, jnp.asarray(kept, jnp.int32)
+    def restart(search):
+        best = jnp.where(jnp.arange(rows)[:, None] < kept, search.coordinates, 0)
+        return best @ search.basis, best @ search.products, jnp.asarray(kept, jnp.int32)
 
-    def leave(basis, products):
-        return basis, products, search.filled
+    def leave(search):
+        return search.basis, search.products, search.filled
 
-    return jax.lax.cond(search.filled + k > rows, restart, leave, search.basis, search.products)
+    return jax.lax.cond(search.filled + k > rows, restart, leave, search)
 
 
 def _orthonormalize(block, basis):
     """Makes the rows orthonormal to each other and to the basis; a row that depends on the others becomes zero."""
     tolerance = 10 * jnp.finfo(block.dtype).eps
-    block = _unit_rows(block, 0)
-    for _ in range(2):  # twice is enough to be orthogonal to rounding
+
+    def improve(_, block):
         block = block - (block @ basis.T) @ basis
         block = _unit_rows(block, tolerance)
         weights, mixing = jnp.linalg.eigh(block @ block.T)
         weights = jnp.where(weights > block.shape[0] * tolerance, weights, jnp.inf)
-        block = (mixing / jnp.sqrt(weights)[None, :]).T @ block
-    return block
+        return (mixing / jnp.sqrt(weights)[None, :]).T @ block
+
+    return jax.lax.fori_loop(0, 2, improve, _unit_rows(block, 0))  # twice is enough to be orthogonal to rounding
 
 
 def _unit_rows(block, tolerance):
