@@ -112,12 +112,12 @@ class OptimizerDynamics:
         )
 
     def step(self, problem: Problem, state: State) -> State:
-        """Takes one optimizer step; a step to non-finite or huge parameters is not taken and sets the bit DIVERGED."""
+        """Takes one optimizer step; a step from a loss, or to parameters, not finite or huge is not taken and sets DIVERGED."""
         value, gradient = jax.value_and_grad(problem.loss)(state.params)
         update = optax.with_extra_args_support(self.optimizer).update
         updates, inner = update(gradient, state.inner, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
-        bounded = jnp.stack([jnp.all(jnp.abs(leaf) < LARGEST) for leaf in jax.tree.leaves(params)]).all()
+        bounded = jnp.stack([jnp.all(jnp.abs(leaf) < LARGEST) for leaf in jax.tree.leaves(params)]).all() & jnp.isfinite(value)
         still = stopped(state.status)
         moves = bounded & ~still
         after = replace(

@@ -109,7 +109,8 @@ def execute(
     if batched:
         selfcheck.ensure()
     size = batch_length(batch_size, total, len(devices) or 1) if batched else 1
-    begin, advance = _programs(probes, plan.groups, start_function, batched, devices)
+    begin = _begin_program(probes, start_function, batched, devices)
+    advance = _advance_program(probes, plan.groups, batched, devices)
     store = None
     if checkpoint is not None:
         arrays = (problem, members.dynamics, members.seeds, members.points, start_values)
@@ -184,19 +185,29 @@ def _typed(dynamics, params):
 
 
 @lru_cache(maxsize=64)
-def _programs(probes, groups, start_function, batched, devices):
+def _begin_program(probes, start_function, batched, devices):
     begin = partial(_begin, probes=probes, start_function=start_function)
-    advance = partial(_advance, probes=probes, groups=groups)
     if batched:
         begin = jax.vmap(begin, in_axes=(None, 0, 0, 0, None))
+    return jax.jit(_sharded(begin, devices, (False, True, True, True, False)))
+
+
+@lru_cache(maxsize=64)
+def _advance_program(probes, groups, batched, devices):
+    advance = partial(_advance, probes=probes, groups=groups)
+    if batched:
         advance = jax.vmap(advance, in_axes=(None, 0, 0, None))
-    if len(devices) > 1:
-        mesh = jax.make_mesh((len(devices),), ("member",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
-        each, same = PartitionSpec("member"), PartitionSpec()
-        shard = partial(jax.shard_map, mesh=mesh, out_specs=each, check_vma=False)
-        begin = shard(begin, in_specs=(same, each, each, each, same))
-        advance = shard(advance, in_specs=(same, each, each, same))
-    return jax.jit(begin), jax.jit(advance, donate_argnums=2)
+    return jax.jit(_sharded(advance, devices, (False, True, True, False)), donate_argnums=2)
+
+
+def _sharded(function, devices, by_member):
+    """The function with its members spread over devices, each of which stops its own loops."""
+    if len(devices) < 2:
+        return function
+    mesh = jax.make_mesh((len(devices),), ("member",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+    each, same = PartitionSpec("member"), PartitionSpec()
+    specs = tuple(each if split else same for split in by_member)
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False)
 
 
 def _run_batch(problem, dynamics, carry, advance, plan, size, batched, store, number, tick):

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
 @contextmanager
 def bar(shown: bool, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a bar over a number of measurements; yields the function that advances it.
+    """Shows a bar on stderr over a number of measurements; yields the function that advances it.
 
     Args:
         shown: whether to show anything.
@@ -33,6 +34,6 @@ def bar(shown: bool, total: int) -> Iterator[Callable[[int], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("simulating", total=total)
         yield lambda count: progress.advance(task, count)

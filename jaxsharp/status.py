@@ -26,7 +26,7 @@ class Status(enum.IntFlag):
 
 
 MEANINGS = {
-    Status.DIVERGED: "a parameter became non-finite or larger than 1e10 in absolute value",
+    Status.DIVERGED: "the loss or a parameter became non-finite, or a parameter larger than 1e10 in absolute value",
     Status.EIGENGAP_LOST: "the two largest eigenvalues met, where the flow is not smooth",
     Status.STEP_LIMIT: "the integrator reached its step limit or its smallest step",
     Status.OFF_MANIFOLD: "the return to the minimizer manifold did not converge",

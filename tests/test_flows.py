@@ -108,9 +108,9 @@ def test_a_lost_eigengap_is_flagged_and_not_integrated_through():
 
 
 def test_an_unconverged_eigenpair_stops_the_member():
-    problem, point = tanh_network()
+    point = js.problems.interpolant(regression(), jax.random.key(0), angle=1.1)
     rule = js.flows.sharpness_reduction(0.1, 1e-3, max_matvecs=4, eigen_tolerance=1e-12)
-    ds = js.simulate(problem, rule, 100, init=point, probes=["loss"], every=100)
+    ds = js.simulate(regression(), rule, 100, init=point, probes=["loss"], every=100)
     assert int(ds.status) & Status.FLOW_EIGENPAIR_UNCONVERGED
 
 
@@ -146,7 +146,7 @@ def test_every_flow_in_a_grid_equals_itself_alone_and_keeps_its_program(name, pr
         run([0.15, 0.3])
     assert not compiled
     alone = js.simulate(problem, FLOWS[name](0.2), **options)
-    bound = 1e-9 if precision == "float64" else 1e-4
+    bound = 1e-5 if precision == "float64" else 1e-3  # ten local errors: where a step is limited by stability, rounding decides
     np.testing.assert_allclose(together.parameters.sel(rate=0.2, seed=0), alone.parameters, atol=bound)
     assert together.parameters.dtype == precision
 

@@ -89,19 +89,18 @@ def bn_linear_regression(inputs, targets) -> Problem:
     scale = jnp.std(targets)
     if scale == 0:
         raise ValueError("targets are all equal; batch normalization cannot fit a constant.")
-    centred = inputs - jnp.mean(inputs, axis=0, keepdims=True)
-    residual_targets = targets - jnp.mean(targets)
-    solution = jnp.asarray(
-        np.linalg.lstsq(np.asarray(centred, np.float64), np.asarray(residual_targets, np.float64), rcond=None)[0],
-        inputs.dtype,
-    )
-    misfit = jnp.linalg.norm(centred @ solution - residual_targets) / jnp.linalg.norm(residual_targets)
-    if misfit > 100 * jnp.sqrt(jnp.finfo(inputs.dtype).eps):
+    centred, wanted = np.asarray(inputs, np.float64), np.asarray(targets, np.float64)
+    centred, wanted = centred - centred.mean(axis=0), wanted - wanted.mean()
+    eps = float(jnp.finfo(inputs.dtype).eps)
+    solution = np.linalg.lstsq(centred, wanted, rcond=max(inputs.shape) * eps)[0]
+    misfit = np.linalg.norm(centred @ solution - wanted) / np.linalg.norm(wanted)
+    if misfit > 100 * eps**0.5:
         raise ValueError(
-            f"inputs with shape {inputs.shape} do not interpolate the targets (relative misfit {float(misfit):.1e}); "
+            f"inputs with shape {inputs.shape} do not interpolate the targets (relative misfit {misfit:.1e}); "
             "use fewer samples than features, and no repeated samples."
         )
-    data = _Data(centred, targets, jnp.mean(targets), scale, solution / jnp.linalg.norm(solution))
+    direction = jnp.asarray(solution / np.linalg.norm(solution), inputs.dtype)
+    data = _Data(jnp.asarray(centred, inputs.dtype), targets, jnp.mean(targets), scale, direction)
     return Problem(
         data=data,
         init_fn=_init,
