@@ -66,7 +66,9 @@ def main() -> None:
         "with sharpness / without, one run": median["one with sharpness"] / median["one"],
         "with sharpness / without, grid": median["grid with sharpness"] / median["grid"],
         "per member of the grid / one run": median["grid"] / members / median["one"],
-        "per member of the grid / one run, with sharpness": median["grid with sharpness"] / members / median["one with sharpness"],
+        "per member of the grid / one run, with sharpness": median["grid with sharpness"]
+        / members
+        / median["one with sharpness"],
         "products per measurement after the first": float(products.isel(step=slice(1, None)).mean()),
         "products of the first measurement": float(products.isel(step=0).mean()),
         "all eigenpairs converged": bool(results["grid with sharpness"].sharpness_converged.all()),

@@ -62,7 +62,9 @@ class Store:
             if found is None:
                 plan.write_text(json.dumps(identity, indent=1))
         except json.JSONDecodeError:
-            raise ValueError(f"checkpoint={str(folder)!r} has an unreadable plan.json; delete the folder to start again.") from None
+            raise ValueError(
+                f"checkpoint={str(folder)!r} has an unreadable plan.json; delete the folder to start again."
+            ) from None
         except OSError as error:
             raise ValueError(f"checkpoint={str(folder)!r} cannot be used: {error}") from None
         different = [name for name in identity if found is not None and found.get(name) != identity[name]]
@@ -108,13 +110,17 @@ class Store:
             with np.load(path, allow_pickle=False) as archive:
                 return _unflatten({key: archive[key] for key in archive.files})
         except Exception as error:
-            raise ValueError(f"the checkpoint {str(path)!r} cannot be read ({error}); delete this file to redo its batch.") from None
+            raise ValueError(
+                f"the checkpoint {str(path)!r} cannot be read ({error}); delete this file to redo its batch."
+            ) from None
 
 
 def _flatten(tree, prefix=""):
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {key: leaf for name, value in tree.items() for key, leaf in _flatten(value, f"{prefix}/{name}" if prefix else name).items()}
+    return {
+        key: leaf for name, value in tree.items() for key, leaf in _flatten(value, f"{prefix}/{name}" if prefix else name).items()
+    }
 
 
 def _unflatten(flat):

@@ -181,7 +181,9 @@ class _BareTransformation(optax.GradientTransformationExtraArgs):
         return super().__new__(cls, transformation.init, transformation.update)
 
 
-jax.tree_util.register_pytree_node(_BareTransformation, lambda rule: ((), tuple(rule)), lambda aux, _: _BareTransformation._make(aux))
+jax.tree_util.register_pytree_node(
+    _BareTransformation, lambda rule: ((), tuple(rule)), lambda aux, _: _BareTransformation._make(aux)
+)
 
 
 def _is_scalar(value) -> bool:

@@ -148,7 +148,9 @@ def save(dataset: xr.Dataset, path: str | os.PathLike) -> Path:
         dataset.to_netcdf(temporary, engine="h5netcdf")
         os.replace(temporary, path)
     except OSError as error:
-        raise ValueError(f"the result cannot be written to {str(path)!r}: {error.strerror or error}; choose another path.") from None
+        raise ValueError(
+            f"the result cannot be written to {str(path)!r}: {error.strerror or error}; choose another path."
+        ) from None
     return path
 
 

@@ -79,9 +79,7 @@ def simulate(
         precision=precision,
     )
     configuration = _configuration(problem, dynamics, steps, every, probes, seed=seed)
-    return results.to_dataset(
-        outcome, {}, probes, plan, every=every, time_per_step=_times([rule]), configuration=configuration
-    )
+    return results.to_dataset(outcome, {}, probes, plan, every=every, time_per_step=_times([rule]), configuration=configuration)
 
 
 def sweep(
@@ -141,7 +139,10 @@ def sweep(
     probes = resolve(probes)
     plan = trajectory.schedule(probes, steps, every)
     keep = any(probe.midpoint for probe in probes)
-    rules = [as_dynamics(_make(factory, dict(zip(over, point, strict=True))), keep_previous=keep) for point in itertools.product(*over.values())]
+    rules = [
+        as_dynamics(_make(factory, dict(zip(over, point, strict=True))), keep_previous=keep)
+        for point in itertools.product(*over.values())
+    ]
     rules = [rule for rule in rules for _ in seeds]
     points = [np.repeat(column, len(seeds)) for column in zip(*itertools.product(*over.values()), strict=True)] if over else []
     points = dict(zip(over, (np.asarray(column, float) for column in points), strict=True))
@@ -164,11 +165,11 @@ def sweep(
         progress=progress,
         precision=precision,
     )
-    configuration = _configuration(problem, factory, steps, every, probes, over={k: list(v) for k, v in over.items()}, seeds=seeds)
-    axes = {**over, "seed": seeds}
-    return results.to_dataset(
-        outcome, axes, probes, plan, every=every, time_per_step=_times(rules), configuration=configuration
+    configuration = _configuration(
+        problem, factory, steps, every, probes, over={k: list(v) for k, v in over.items()}, seeds=seeds
     )
+    axes = {**over, "seed": seeds}
+    return results.to_dataset(outcome, axes, probes, plan, every=every, time_per_step=_times(rules), configuration=configuration)
 
 
 def _axis(name, values):
@@ -178,7 +179,9 @@ def _axis(name, values):
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"over[{name!r}] must be a list of at least one number, got {values!r}.")
     if not np.issubdtype(array.dtype, np.number) or not np.isfinite(array).all():
-        raise ValueError(f"over[{name!r}] must hold finite numbers, got {values!r}; run one sweep for each choice of anything else.")
+        raise ValueError(
+            f"over[{name!r}] must hold finite numbers, got {values!r}; run one sweep for each choice of anything else."
+        )
     if np.unique(array).size < array.size:
         raise ValueError(f"over[{name!r}] holds a value twice: {values!r}.")
     return [value.item() for value in array]
@@ -254,7 +257,9 @@ def _times(rules):
 
 
 def _configuration(problem, dynamics, steps, every, probes, **more):
-    shapes = {jax.tree_util.keystr(path): list(np.shape(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(problem.data)}
+    shapes = {
+        jax.tree_util.keystr(path): list(np.shape(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(problem.data)
+    }
     return {
         "problem": problem.name,
         "data": shapes,

@@ -34,13 +34,7 @@ MEANINGS = {
     Status.EIGENPAIR_UNCONVERGED: "an eigenpair of a probe did not converge within its products",
 }
 
-FATAL = (
-    Status.DIVERGED
-    | Status.EIGENGAP_LOST
-    | Status.STEP_LIMIT
-    | Status.OFF_MANIFOLD
-    | Status.FLOW_EIGENPAIR_UNCONVERGED
-)
+FATAL = Status.DIVERGED | Status.EIGENGAP_LOST | Status.STEP_LIMIT | Status.OFF_MANIFOLD | Status.FLOW_EIGENPAIR_UNCONVERGED
 
 
 def stopped(status):

@@ -151,9 +151,7 @@ def run(
         return Carry(state, tuple(memories)), values
 
     shapes = [jax.eval_shape(lambda c, group=group: measure_group(group, c)[1], carry) for group in groups]
-    blank = tuple(
-        {name: jnp.zeros((capacity + 1, *leaf.shape), leaf.dtype) for name, leaf in shape.items()} for shape in shapes
-    )
+    blank = tuple({name: jnp.zeros((capacity + 1, *leaf.shape), leaf.dtype) for name, leaf in shape.items()} for shape in shapes)
 
     def event(index, loop):
         carry, buffers = loop

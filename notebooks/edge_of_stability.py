@@ -79,6 +79,7 @@ plots.trajectories(ds, "spherical_sharpness")
 # interpolant of minimum norm. Gradient descent and the flow start from the same points on the manifold, for several step sizes and
 # seeds at once.
 
+
 # %%
 def start(key, learning_rate, weight_decay):
     """A minimizer at the angle 1.2, with gradient descent at its equilibrium over it."""

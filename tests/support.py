@@ -40,7 +40,9 @@ def tanh_network():
     rng = np.random.default_rng(0)
     model = js.models.MLP(widths=(6,), norm="batch", scale_invariant=True)
     problem = js.problems.supervised(model, (rng.normal(size=(4, 3)), rng.normal(size=4)))
-    back = jax.jit(lambda problem, w: js.minimizers.retraction(problem, w, max_steps=50))(problem, problem.init(jax.random.key(0)))
+    back = jax.jit(lambda problem, w: js.minimizers.retraction(problem, w, max_steps=50))(
+        problem, problem.init(jax.random.key(0))
+    )
     assert back.converged
     return problem, back.params
 

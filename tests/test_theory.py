@@ -102,7 +102,9 @@ def test_general_schedule_constant_gives_the_general_flow(interpolant):
     problem, point = interpolant
     for c_b in (0.5, 8.0, np.inf):
         eta = 0.01
-        ds = js.simulate(problem, js.flows.sharpness_reduction(eta, c_b=c_b), 10_000, init=point, probes=["metrics"], every=10_000)
+        ds = js.simulate(
+            problem, js.flows.sharpness_reduction(eta, c_b=c_b), 10_000, init=point, probes=["metrics"], every=10_000
+        )
         alpha, parts = 1.2, 20_000
         for _ in range(parts):
             slope = lambda a: -4 * np.tan(a) / (4 + 8 / c_b * np.tan(a) ** 2)  # noqa: B023, E731
@@ -124,7 +126,9 @@ def test_scheduled_gd_follows_the_general_flow(interpolant):
         start = js.sphere.normalize(jax.tree.map(lambda w, v, a=amplitude: w + a * v[0], point, at.pairs.vectors))
         rule = js.optimizers.scheduled_gd(eta, beta, initial=float((eta * at.value / 2) ** 2), on_sphere=True)
         gd = js.simulate(problem, rule, steps, init=start, probes=[js.probes.metrics(midpoint=True)], every=steps)
-        flow = js.simulate(problem, js.flows.sharpness_reduction(eta, c_b=c_b), steps, init=point, probes=["metrics"], every=steps)
+        flow = js.simulate(
+            problem, js.flows.sharpness_reduction(eta, c_b=c_b), steps, init=point, probes=["metrics"], every=steps
+        )
         errors.append(abs(float(gd.angle[-1]) - float(flow.angle[-1])))
     assert errors[0] < 0.05
     assert errors[1] < errors[0] / 5

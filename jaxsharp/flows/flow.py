@@ -188,7 +188,9 @@ class Flow:
 
         one = jnp.ones((), dtype)
         zero = jnp.zeros((), jnp.int32)
-        leg = _Leg(jnp.zeros((), dtype), state.params, state.inner, (one, one, jnp.asarray(False)), state.status, state.hvps, zero)
+        leg = _Leg(
+            jnp.zeros((), dtype), state.params, state.inner, (one, one, jnp.asarray(False)), state.status, state.hvps, zero
+        )
         leg = jax.lax.while_loop(unfinished, attempt, leg)
         completed = jnp.where(~stopped(leg.status), steps, jnp.floor(leg.time / unit).astype(steps.dtype))
         return replace(

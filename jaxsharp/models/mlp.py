@@ -57,7 +57,9 @@ class MLP(nn.Module):
         if self.scale_invariant and self.norm == "none":
             raise ValueError("scale_invariant=True needs a normalization; pass norm='batch' or norm='layer'.")
         if self.scale_invariant and self.norm == "layer" and self.outputs < 3:
-            raise ValueError("scale_invariant=True with norm='layer' normalizes over the outputs, so it needs at least 3 of them.")
+            raise ValueError(
+                "scale_invariant=True with norm='layer' normalizes over the outputs, so it needs at least 3 of them."
+            )
         exact = self.scale_invariant
         epsilon = self.epsilon if self.epsilon is not None else (0.0 if exact else 1e-5)
         x = x.reshape(x.shape[0], -1)

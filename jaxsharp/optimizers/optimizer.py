@@ -55,7 +55,9 @@ def _flatten(optimizer):
     return tuple(optimizer.hyperparams.values()), (optimizer.rule, names)
 
 
-jax.tree_util.register_pytree_node(Optimizer, _flatten, lambda aux, values: Optimizer(aux[0], dict(zip(aux[1], values, strict=True))))
+jax.tree_util.register_pytree_node(
+    Optimizer, _flatten, lambda aux, values: Optimizer(aux[0], dict(zip(aux[1], values, strict=True)))
+)
 
 
 def _like(value, updates):

@@ -37,7 +37,9 @@ def _rule(on_sphere):
             moved = jax.tree.map(lambda g: -state.rate * g, gradient)
             if on_sphere:
                 if params is None:
-                    raise ValueError("scheduled_gd on the sphere needs the parameters; pass them as the third argument of update.")
+                    raise ValueError(
+                        "scheduled_gd on the sphere needs the parameters; pass them as the third argument of update."
+                    )
                 target = sphere.normalize(jax.tree.map(jnp.add, params, moved))
                 moved = jax.tree.map(jnp.subtract, target, params)
             return moved, remember(beta * state.second_moment + (1 - beta) * squared)
@@ -51,9 +53,7 @@ _scheduled_gd = _rule(False)
 _scheduled_gd_on_sphere = _rule(True)
 
 
-def scheduled_gd(
-    learning_rate: ScalarLike, beta: ScalarLike, *, initial: ScalarLike = 1.0, on_sphere: bool = False
-) -> Optimizer:
+def scheduled_gd(learning_rate: ScalarLike, beta: ScalarLike, *, initial: ScalarLike = 1.0, on_sphere: bool = False) -> Optimizer:
     """Gradient descent with the scalar RMSProp schedule η̃ = η / √ṽ, ṽ ← β ṽ + (1 − β) ‖∇L(w)‖².
 
     The step uses ṽ before its update. On the sphere, θ ← Π(θ − η̃ ∇L(θ)): with η = η_in = √(2 η̂ λ̂) and β = (1 − η̂ λ̂)⁴ this

@@ -45,7 +45,9 @@ def resolve(probes: Sequence[str | Probe]) -> tuple[Probe, ...]:
         if not isinstance(probe, Probe):
             raise ValueError(f"expected a probe or its name, got {type(probe).__name__}.")
         if probe.every is not None and (not isinstance(probe.every, int) or probe.every < 1):
-            raise ValueError(f"every of the probe {probe.name!r} must be a whole number of steps, at least 1, got {probe.every!r}.")
+            raise ValueError(
+                f"every of the probe {probe.name!r} must be a whole number of steps, at least 1, got {probe.every!r}."
+            )
         resolved.append(probe)
     names = [probe.name for probe in resolved]
     if len(set(names)) < len(names):
