@@ -100,7 +100,8 @@ def retraction(
 
     Returns:
         A `Retraction`. It has converged when a step, and the residuals over the size of J, are shorter than the square root of
-        the dtype's resolution relative to ‖w‖; the steps shrink quadratically. Cost: as one `project_tangent` per step, usually 1 to 3 steps.
+        the dtype's resolution relative to ‖w‖; the steps shrink quadratically. Cost: as one `project_tangent` per
+        step, usually 1 to 3 steps.
 
     Raises:
         ValueError: for a problem without residuals.
@@ -286,7 +287,8 @@ def _dense_normal_space(residuals, w):
     jacobian = jax.jacrev(residuals)(w)
     if jacobian.shape[0] > jacobian.shape[1]:
         raise ValueError(
-            f"there are more residuals ({jacobian.shape[0]}) than parameters ({jacobian.shape[1]}), so their zeros form no manifold; "
+            f"there are more residuals ({jacobian.shape[0]}) than parameters ({jacobian.shape[1]}), so their zeros form no "
+            "manifold; "
             "use a larger model or fewer samples."
         )
     orthonormal, triangle = jnp.linalg.qr(jacobian.T)

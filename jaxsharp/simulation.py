@@ -64,7 +64,7 @@ def simulate(
     probes = resolve(probes)
     plan = trajectory.schedule(probes, steps, every)
     rule = as_dynamics(dynamics, keep_previous=any(probe.midpoint for probe in probes))
-    values, function = _initial(problem, init, {})
+    values, function = _initial(problem, init)
     members = grid.Members(_stack([rule], ["dynamics"]), np.asarray(_seeds([seed]), np.uint32), {})
     outcome = grid.execute(
         problem,
@@ -146,11 +146,9 @@ def sweep(
     rules = [rule for rule in rules for _ in seeds]
     points = [np.repeat(column, len(seeds)) for column in zip(*itertools.product(*over.values()), strict=True)] if over else []
     points = dict(zip(over, (np.asarray(column, float) for column in points), strict=True))
-    values, function = _initial(problem, init, points)
-    if function is not None:
-        points = {name: points[name] for name in _names(function) if name in points}
-    else:
-        points = {}
+    values, function = _initial(problem, init)
+    wanted = _names(function) if function is not None else ()
+    points = {name: points[name] for name in wanted if name in points}
     members = grid.Members(_stack(rules, list(over)), np.tile(np.asarray(seeds, np.uint32), len(rules) // len(seeds)), points)
     outcome = grid.execute(
         problem,
@@ -230,13 +228,12 @@ def _stack(rules, names):
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *rules)
 
 
-def _initial(problem, init, points):
+def _initial(problem, init):
     """Initial parameters as values or as a function, checked against what the problem draws itself."""
     if init is None:
         return None, None
     if callable(init):
         return None, init
-    del points
     like = jax.eval_shape(problem.init, jax.random.key(0))
     values = jax.tree.map(lambda leaf: np.asarray(leaf), init)
     if jax.tree.structure(values) != jax.tree.structure(like):

@@ -21,6 +21,7 @@
 # Everything runs on the digits that come with scikit-learn; set `FULL = True` for smaller steps and more seeds.
 
 # %%
+# %matplotlib inline
 from jaxsharp import selfcheck
 
 selfcheck.apply_flag_to_environment()  # before JAX starts; does nothing where JAX does not need it
@@ -37,12 +38,12 @@ FULL = False
 
 # %% [markdown]
 # ## A problem with a manifold of minimizers
-# Forty images, more pixels than images: many weight vectors fit the digit values exactly. The loss does not depend on the length
-# of the weight vector, so sharpness means something only at a fixed length: *spherical sharpness*, the largest Hessian eigenvalue
-# at $\theta = w/\|w\|$.
+# Thirty images, more pixels than images: many weight vectors fit the digit values exactly. The loss does not depend on the length
+# of the weight vector, so sharpness means something only at a fixed length: *spherical sharpness*, the largest eigenvalue of the
+# Hessian at $\theta = w/\|w\|$.
 
 # %%
-train, _ = js.data.digits(count=40, targets="value")
+train, _ = js.data.digits(count=30, targets="value")
 problem = js.problems.bn_linear_regression(*train)
 print(train.inputs.shape, "scale-invariant:", problem.scale_invariant)
 
@@ -76,8 +77,8 @@ plots.trajectories(ds, "spherical_sharpness")
 # Averaged over the oscillation, the direction follows the *sharpness-reduction flow* on the minimizers,
 # $\mathrm{d}\zeta/\mathrm{d}\tau = -2\,\nabla_\Gamma\log\lambda_1/(4+\|\nabla_\Gamma\log\lambda_1\|^2)$ in the time
 # $\tau=\hat\eta\hat\lambda t$. Here it is exactly $\tan\alpha(\tau)=\tan\alpha(0)\,e^{-\tau}$, with $\alpha$ the angle to the
-# interpolant of minimum norm. Gradient descent and the flow start from the same points on the manifold, for several step sizes and
-# seeds at once.
+# interpolant of minimum norm. Gradient descent and the flow start from the same points on the manifold, for several step sizes
+# and seeds at once.
 
 
 # %%
@@ -97,7 +98,7 @@ for product in products:
     options = {"over": over, "seeds": seeds, "steps": steps, "every": steps // 40, "init": start, "progress": False}
     gd = js.sweep(problem, js.optimizers.gd, probes=[js.probes.metrics(midpoint=True)], **options)
     flow = js.sweep(problem, js.flows.sharpness_reduction, probes=["metrics"], **options)
-    exact = js.problems.exact_angle(1.2, flow.time.values)[:, :, None]
+    exact = js.problems.exact_angle(1.2, flow.time.values)
     worst[product] = [float(np.abs(ds.angle - exact)[..., 1:].max()) for ds in (gd, flow)]
 
 for product, (by_gd, by_flow) in worst.items():

@@ -185,7 +185,7 @@ def test_vmap_equals_loop():
 
 
 def test_batched_hvp_of_the_tanh_network_equals_single():
-    problem, w = tanh_network()
+    problem, _ = tanh_network()
     points = jax.vmap(problem.init)(jax.random.split(jax.random.key(1), 3))
     product = lambda w: js.curvature.hvp(problem.loss, w, jax.tree.map(jnp.ones_like, w))  # noqa: E731
     together = jax.jit(jax.vmap(product))(points)

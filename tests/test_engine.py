@@ -259,8 +259,8 @@ def test_several_devices_give_the_same_grid():
     script = (
         "import json, jax, jaxsharp as js\n"
         "assert len(jax.devices()) == 2\n"
-        "run = lambda **o: js.sweep(js.problems.valley(), js.optimizers.gd, {'learning_rate': [0.1, 2.0, 0.3]}, steps=20, every=10,"
-        " init={'u': 1.0, 'v': 0.01}, probes=['loss', 'sharpness'], progress=False, **o)\n"
+        "run = lambda **o: js.sweep(js.problems.valley(), js.optimizers.gd, {'learning_rate': [0.1, 2.0, 0.3]}, steps=20,"
+        " every=10, init={'u': 1.0, 'v': 0.01}, probes=['loss', 'sharpness'], progress=False, **o)\n"
         "a, b = run(), run(devices=jax.devices())\n"
         "print(json.dumps([a.sharpness.values.tolist(), b.sharpness.values.tolist(), b.status.values.ravel().tolist()]))\n"
     )

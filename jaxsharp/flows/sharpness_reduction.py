@@ -133,7 +133,8 @@ def sharpness_reduction(
         >>> rng = np.random.default_rng(0)
         >>> problem = js.problems.bn_linear_regression(rng.normal(size=(5, 8)), rng.normal(size=5))
         >>> start = js.problems.interpolant(problem, jax.random.key(0), angle=1.2)
-        >>> ds = js.simulate(problem, js.flows.sharpness_reduction(0.1, 1e-3), steps=5000, init=start, probes=["metrics"], every=5000)
+        >>> flow = js.flows.sharpness_reduction(0.1, 1e-3)
+        >>> ds = js.simulate(problem, flow, steps=5000, init=start, probes=["metrics"], every=5000)
         >>> abs(float(ds.angle[-1]) - float(js.problems.exact_angle(1.2, 0.5))) < 1e-2
         True
 

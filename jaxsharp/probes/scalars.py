@@ -1,7 +1,6 @@
 """Probes that need no memory: loss, gradient norm, effective learning rate, metrics, parameters."""
 
 import jax
-import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jaxsharp import sphere

@@ -123,7 +123,7 @@ def from_loss(
 
 
 def check_table(inputs, targets, *, names=("inputs", "targets")) -> tuple[Array, Array]:
-    """Returns inputs and targets as arrays of the run's precision after checking shapes and values; integer targets stay integer."""
+    """Returns inputs and targets as arrays of the run's precision, checked; integer targets stay integer."""
     arrays = []
     for label, value in zip(names, (inputs, targets), strict=True):
         try:
