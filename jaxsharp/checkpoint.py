@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def fingerprint(arrays: PyTree, **settings: Any) -> dict[str, str]:
     texts = {}
     for name, value in settings.items():
         text = hashlib.sha256(value.tobytes()).hexdigest() if isinstance(value, np.ndarray) else str(value)
-        texts[name] = text.split(" at 0x")[0]  # functions are named, not located
+        texts[name] = re.sub(r" at 0x[0-9a-f]+", "", text)  # functions are named, not located
     return {"arrays": digest.hexdigest(), **texts}
 
 
@@ -107,7 +108,7 @@ class Store:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 return _unflatten({key: archive[key] for key in archive.files})
         except Exception as error:
             raise ValueError(

@@ -111,20 +111,25 @@ def execute(
     size = batch_length(batch_size, total, len(devices) or 1) if batched else 1
     begin = _begin_program(probes, start_function, batched, devices)
     advance = _advance_program(probes, plan.groups, batched, devices)
-    store = None
-    if checkpoint is not None:
-        arrays = (problem, members.dynamics, members.seeds, members.points, start_values)
-        store = Store(checkpoint, fingerprint(arrays, problem=problem.name, probes=probes, events=plan.events, batch_size=size))
     batches = [np.arange(first, min(first + size, total)) for first in range(0, total, size)]
+
+    def prepare(batch):
+        padded = np.resize(batch, size)  # the last batch repeats members, so that it has the shape of the others
+        subset = members.take(padded if batched else padded[0])
+        return subset.dynamics, begin(problem, subset.dynamics, subset.seeds, subset.points, start_values)
+
     finished = []
     with jax.default_matmul_precision(precision), bar(progress, len(batches) * len(plan.events)) as tick:
+        store = None
+        if checkpoint is not None:
+            started = prepare(batches[0])[1].state.params
+            arrays = (problem, members.dynamics, members.seeds, members.points, started)
+            structure = jax.tree.structure((problem, members.dynamics))
+            store = Store(checkpoint, fingerprint(arrays, structure=structure, probes=probes, events=plan.events, batch_size=size))
         for number, batch in enumerate(batches):
             done = store.finished(number) if store else None
             if done is None:
-                padded = np.resize(batch, size)  # the last batch repeats members, so that it has the shape of the others
-                subset = members.take(padded if batched else padded[0])
-                carry = begin(problem, subset.dynamics, subset.seeds, subset.points, start_values)
-                done = _run_batch(problem, subset.dynamics, carry, advance, plan, size, batched, store, number, tick)
+                done = _run_batch(problem, *prepare(batch), advance, plan, size, batched, store, number, tick)
                 if store:
                     store.finish(number, done)
             else:

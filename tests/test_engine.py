@@ -72,6 +72,7 @@ def test_grid_members_equal_single_runs(precision):
             np.testing.assert_allclose(member[name], alone[name], rtol=bound, atol=bound)
 
 
+@pytest.mark.smoke
 def test_a_member_does_not_depend_on_the_batch_it_runs_in():
     whole = _valley([0.1, 0.2, 0.3, 0.4, 0.5])
     split = _valley([0.1, 0.2, 0.3, 0.4, 0.5], batch_size=2)
@@ -80,6 +81,7 @@ def test_a_member_does_not_depend_on_the_batch_it_runs_in():
     np.testing.assert_allclose(reordered.loss.sel(learning_rate=0.2), whole.loss.sel(learning_rate=0.2), rtol=1e-10)
 
 
+@pytest.mark.smoke
 def test_a_diverged_member_freezes_and_the_others_do_not_notice():
     calm, wild = _valley([0.1, 0.2, 0.5]), _valley([0.1, 2.0, 0.5])
     assert wild.status.values.ravel().tolist() == [0, Status.DIVERGED, 0]
@@ -125,6 +127,7 @@ def test_unconverged_probe_warns_without_stopping():
     assert int(ds.hvps) == int(ds.sharpness_products.sum()) <= 9
 
 
+@pytest.mark.smoke
 def test_other_values_do_not_recompile():
     problem = digits_network(widths=(5,), count=40)
     again = digits_network(widths=(5,), count=40)
@@ -232,6 +235,8 @@ def test_checkpoints_of_another_run_or_damaged_ones_are_refused(tmp_path):
     _valley([0.1, 0.2], checkpoint=tmp_path)
     with pytest.raises(ValueError, match="holds another run"):
         _valley([0.1, 0.3], checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="holds another run"):
+        _valley([0.1, 0.2], checkpoint=tmp_path, init=lambda key: {"u": jnp.array(0.5), "v": jnp.array(0.01)})
     batch = tmp_path / "batch-0000.npz"
     batch.write_bytes(batch.read_bytes()[:100])
     with pytest.raises(ValueError, match="cannot be read"):

@@ -53,6 +53,7 @@ def test_provenance(dataset):
     assert configuration["steps"] == 4
 
 
+@pytest.mark.smoke
 def test_a_file_comes_back_identical(dataset, tmp_path):
     path = js.save(dataset, tmp_path / "results.nc")
     xr.testing.assert_identical(js.load(path), dataset)

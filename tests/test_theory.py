@@ -19,6 +19,7 @@ def interpolant():
     return problem, js.problems.interpolant(problem, jax.random.key(0), angle=1.2)
 
 
+@pytest.mark.smoke
 def test_flow_meets_the_exact_solution(interpolant):
     problem, point = interpolant
     ds = js.simulate(problem, js.flows.sharpness_reduction(0.1, 1e-3), 20_000, init=point, probes=["metrics"], every=1000)
@@ -27,6 +28,7 @@ def test_flow_meets_the_exact_solution(interpolant):
     np.testing.assert_allclose(ds.angle, js.problems.exact_angle(1.2, ds.time.values), rtol=0, atol=1e-5)
 
 
+@pytest.mark.smoke
 def test_gd_with_weight_decay_approaches_the_exact_solution_at_first_order(interpolant):
     problem, point = interpolant
     worst = []
