@@ -125,7 +125,9 @@ def execute(
             started = prepare(batches[0])[1].state.params
             arrays = (problem, members.dynamics, members.seeds, members.points, started)
             structure = jax.tree.structure((problem, members.dynamics))
-            store = Store(checkpoint, fingerprint(arrays, structure=structure, probes=probes, events=plan.events, batch_size=size))
+            store = Store(
+                checkpoint, fingerprint(arrays, structure=structure, probes=probes, events=plan.events, batch_size=size)
+            )
         for number, batch in enumerate(batches):
             done = store.finished(number) if store else None
             if done is None:

@@ -52,7 +52,7 @@ def execute(options) -> int:
     for double in (False, True):
         with jax.enable_x64(double):
             reports.append(selfcheck.check())
-    print("\nself-check: relative errors of Hessian-vector products\n")
+    print("\nself-check: relative errors of gradients and Hessian-vector products\n")
     for line in _table(reports):
         print(line)
     faults = [fault for report in reports for fault in report.faults]
@@ -62,14 +62,8 @@ def execute(options) -> int:
     print("\nFAILED")
     for fault in faults:
         print(f"  {fault}")
-    print(f"remedy: {_remedy()}")
+    print(f"remedy: {selfcheck.remedy(next(report for report in reports if report.faults))}")
     return 1
-
-
-def _remedy():
-    if selfcheck.FLAG not in os.environ.get("XLA_FLAGS", "") and jax.__version__ in selfcheck.VERSIONS_THAT_KNOW_THE_FLAG:
-        return f"set XLA_FLAGS={selfcheck.FLAG} in the environment before Python starts"
-    return "install another version of JAX that jaxsharp allows, and tell its developers"
 
 
 def _version(package):

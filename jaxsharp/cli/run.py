@@ -56,9 +56,10 @@ def execute(options) -> int:
     output.remember({"experiment": experiment.name, **asdict(settings)})
     with output.interruptible(), jax.enable_x64(experiment.precision == "float64"):
         dataset = experiment.run(settings, progress=not options.no_progress, checkpoint=output.checkpoint)
-    save(dataset.assign_attrs(command=_command(experiment, settings)), output.results)
+    dataset = dataset.assign_attrs(command=_command(experiment, settings))
+    save(dataset, output.results)
     output.clear()
-    table = experiment.table(dataset)
+    table = f"{experiment.table(dataset)}\n{_made_by(dataset)}\n"
     (folder / TABLE).write_text(table, encoding="utf-8")
     write_figure(experiment.figure(dataset), folder / FIGURE)
     print(table)
@@ -71,6 +72,14 @@ def _command(experiment, settings):
     default, chosen = asdict(experiment.configure()), asdict(settings)
     changed = [f"{name}={as_text(value)}" for name, value in chosen.items() if value != default[name]]
     return shlex.join(["jaxsharp", "run", experiment.name, *(["--set", *changed] if changed else [])])
+
+
+def _made_by(dataset):
+    """What made the numbers, as the last lines of the table."""
+    attributes = dataset.attrs
+    versions = ", ".join(f"{name} {version}" for name, version in json.loads(attributes["versions"]).items())
+    cost = f"{attributes['wall_time_seconds']:.0f} s, {attributes['hvp_count']} Hessian-vector products"
+    return f"{attributes['command']}\n{attributes['device']}, {attributes['precision']}, {cost}\n{versions}"
 
 
 def _plain(settings):

@@ -61,7 +61,8 @@ def digits(
     kept = np.isin(value, classes)
     images, value = images[kept], value[kept]
     onehot = value[:, None] == np.asarray(classes)
-    chosen = {"labels": onehot.argmax(axis=1).astype(np.int32), "onehot": onehot.astype(float), "value": value.astype(float)}[targets]
+    labels = onehot.argmax(axis=1).astype(np.int32)
+    chosen = {"labels": labels, "onehot": onehot.astype(float), "value": value.astype(float)}[targets]
     if not flatten:
         images = images.reshape(-1, 8, 8, 1)
     rows, test_rows = _prepare.split(len(images), count, test_count, seed)
