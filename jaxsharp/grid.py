@@ -102,12 +102,12 @@ def execute(
 
     Raises:
         ValueError: for a bad batch size, or a checkpoint of another grid or that cannot be read.
+        NumericalSelfCheckError: when the installed JAX differentiates wrong.
     """
     began = time.perf_counter()
     total = members.seeds.size
     devices = tuple(devices) if devices is not None else ()
-    if batched:
-        selfcheck.ensure()
+    selfcheck.ensure()
     size = batch_length(batch_size, total, len(devices) or 1) if batched else 1
     begin = _begin_program(probes, start_function, batched, devices)
     advance = _advance_program(probes, plan.groups, batched, devices)

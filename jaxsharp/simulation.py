@@ -54,6 +54,8 @@ def simulate(
 
     Raises:
         ValueError: for arguments that make no sense, with the remedy.
+        jaxsharp.selfcheck.NumericalSelfCheckError: when the installed JAX differentiates wrong; checked once per process,
+            which takes a few seconds.
 
     Example:
         >>> import jaxsharp as js
@@ -125,7 +127,7 @@ def sweep(
 
     Raises:
         ValueError: for an empty grid, an unknown key, or other arguments that make no sense, with the remedy.
-        jaxsharp.selfcheck.NumericalSelfCheckError: when the installed JAX computes batched products wrong.
+        jaxsharp.selfcheck.NumericalSelfCheckError: when the installed JAX differentiates wrong.
 
     Example:
         >>> import jaxsharp as js

@@ -250,12 +250,13 @@ def test_checkpoints_of_another_run_or_damaged_ones_are_refused(tmp_path):
         _valley([0.1], checkpoint=blocker / "inside")
 
 
-def test_the_self_check_guards_batched_runs(monkeypatch):
+def test_the_self_check_guards_every_run(monkeypatch):
     def fail():
         raise selfcheck.NumericalSelfCheckError("wrong")
 
     monkeypatch.setattr(selfcheck, "ensure", fail)
-    js.simulate(js.problems.valley(), js.optimizers.gd(0.1), 1)
+    with pytest.raises(selfcheck.NumericalSelfCheckError):
+        js.simulate(js.problems.valley(), js.optimizers.gd(0.1), 1)
     with pytest.raises(selfcheck.NumericalSelfCheckError):
         _valley([0.1])
 

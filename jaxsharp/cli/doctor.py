@@ -13,8 +13,8 @@ EPILOG = """\
 example:
   jaxsharp doctor
 
-Exit code 1 when the self-check fails. It compares batched Hessian-vector products with single ones and with finite differences,
-for each normalization, in float32 and float64.
+Exit code 1 when the self-check fails. It compares batched gradients and Hessian-vector products with single ones and these with
+finite differences, for each normalization, in float32 and float64.
 """
 
 PACKAGES = (
