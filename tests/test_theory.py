@@ -8,9 +8,9 @@ from support import regression, tanh_network
 import jaxsharp as js
 
 
+@jax.jit
 def _start(problem, point, rate, decay):
-    place = jax.jit(lambda problem, point: js.minimizers.edge_of_stability_start(problem, point, rate, decay, tol=1e-9))
-    return place(problem, point)
+    return js.minimizers.edge_of_stability_start(problem, point, rate, decay, tol=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_scheduled_gd_follows_the_general_flow(interpolant):
         steps = round(1.0 / (eta**2 / 2))
         slope = 2 * np.tan(1.2)
         amplitude = eta / np.sqrt(4 + 2 / c_b * slope**2)
-        at = js.minimizers.log_sharpness_gradient(problem, point)
+        at = jax.jit(js.minimizers.log_sharpness_gradient)(problem, point)
         start = js.sphere.normalize(jax.tree.map(lambda w, v, a=amplitude: w + a * v[0], point, at.pairs.vectors))
         rule = js.optimizers.scheduled_gd(eta, beta, initial=float((eta * at.value / 2) ** 2), on_sphere=True)
         gd = js.simulate(problem, rule, steps, init=start, probes=[js.probes.metrics(midpoint=True)], every=steps)
