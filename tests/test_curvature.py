@@ -139,6 +139,10 @@ def test_never_converged_with_a_wrong_residual(seed, decay, shift, budget):
     matrix = jnp.asarray(_matrix(spectrum, seed))
     pairs = _solve_within(matrix, budget)
     assert int(pairs.matvecs) <= budget
+    assert bool(pairs.converged) == bool((pairs.residuals <= 1e-3).all())
+    vectors, values = np.asarray(pairs.vectors), np.asarray(pairs.values)
+    residuals = np.linalg.norm(vectors @ np.asarray(matrix) - values[:, None] * vectors, axis=1)
+    assert (residuals <= pairs.residuals * np.abs(spectrum).max() * (1 + 1e-6) + 1e-14).all()
     if pairs.converged:
         distance = np.abs(np.asarray(pairs.values)[:, None] - spectrum[None]).min(axis=1)
         assert (distance <= 1e-3 * np.abs(spectrum).max() * (1 + 1e-9)).all()
