@@ -55,8 +55,8 @@ for c in (1.0, 10.0):
 # %% [markdown]
 # ## The edge of stability
 # From a random point with a small learning rate: the loss falls, and weight decay shrinks $\|w\|$, so the effective learning rate
-# $\tilde\eta = \hat\eta / ((1-\hat\eta\hat\lambda)\|w\|^2)$ grows until $\tilde\eta\lambda_1 = 2$. There it stays, and from then
-# on the spherical sharpness falls.
+# $\tilde\eta = \hat\eta / ((1-\hat\eta\hat\lambda)\|w\|^2)$ grows until $\tilde\eta\lambda_1 = 2$. There it stays, and once the
+# loss is low the spherical sharpness falls.
 
 # %%
 probes = ["loss", js.probes.spherical_sharpness(midpoint=True), "effective_learning_rate", js.probes.metrics(midpoint=True)]
