@@ -231,6 +231,16 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, interrupted, ca
         np.testing.assert_array_equal(resumed[name], whole[name])
 
 
+def test_an_interrupted_single_run_goes_on_too(tmp_path, interrupted):
+    run = lambda **more: js.simulate(js.problems.valley(), js.optimizers.gd(0.3), 20, init=START, every=2, **more)  # noqa: E731
+    go_on = interrupted(2)
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=tmp_path)
+    assert list(tmp_path.glob("running-*.npz"))
+    go_on()
+    np.testing.assert_array_equal(run(checkpoint=tmp_path).loss, run().loss)
+
+
 def test_checkpoints_of_another_run_or_damaged_ones_are_refused(tmp_path):
     _valley([0.1, 0.2], checkpoint=tmp_path)
     with pytest.raises(ValueError, match="holds another run"):
