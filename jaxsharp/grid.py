@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxsharp import selfcheck, trajectory
+from jaxsharp._cost import members_at_once, operations
 from jaxsharp._types import Params
 from jaxsharp.checkpoint import Store, fingerprint
 from jaxsharp.dynamics import Dynamics
@@ -108,7 +109,11 @@ def execute(
     total = members.seeds.size
     devices = tuple(devices) if devices is not None else ()
     selfcheck.ensure()
-    size = batch_length(batch_size, total, len(devices) or 1) if batched else 1
+    cost = 0.0
+    if batched and batch_size == "auto":
+        cost = _gradient_cost(problem, members, start_values, start_function)
+    size = batch_length(batch_size, total, len(devices) or 1, cost) if batched else 1
+    batched = size > 1  # one member at a time runs best as it is
     begin = _begin_program(probes, start_function, batched, devices)
     advance = _advance_program(probes, plan.groups, batched, devices)
     batches = [np.arange(first, min(first + size, total)) for first in range(0, total, size)]
@@ -141,15 +146,18 @@ def execute(
     return Outcome(joined["records"], joined["status"], joined["count"], joined["hvps"], time.perf_counter() - began)
 
 
-def batch_length(batch_size: int | str, total: int, devices: int) -> int:
+def batch_length(batch_size: int | str, total: int, devices: int, cost: float = 0.0) -> int:
     """Chooses how many members one compiled call runs.
 
-    `auto` takes all members up to 32 per CPU device, where larger batches only cost memory, and up to 256 per accelerator.
+    `auto` takes, per CPU device, as many members as do about 1e8 operations in a gradient together, and at most 32: small
+    networks gain from company, large ones fill the cores alone and lose by sharing the cache and by waiting for the slowest
+    eigen-search. Per accelerator it takes up to 256.
 
     Args:
         batch_size: a number, or `auto`.
         total: how many members there are.
         devices: how many devices share a batch; the result is a multiple of it.
+        cost: operations of one member's gradient.
 
     Returns:
         The batch size.
@@ -158,11 +166,12 @@ def batch_length(batch_size: int | str, total: int, devices: int) -> int:
         ValueError: for anything else.
 
     Example:
-        >>> batch_length(4, 10, 1), batch_length(3, 10, 2)
-        (4, 4)
+        >>> batch_length(4, 10, 1), batch_length(3, 10, 2), batch_length("auto", 10, 1, cost=3e8)
+        (4, 4, 1)
     """
     if batch_size == "auto":
-        most = (32 if jax.default_backend() == "cpu" else 256) * devices
+        alone = members_at_once(cost) if jax.default_backend() == "cpu" else 256
+        most = alone * devices
         rounds = -(-total // most)
         batch_size = -(-total // rounds)
     if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
@@ -170,14 +179,25 @@ def batch_length(batch_size: int | str, total: int, devices: int) -> int:
     return -(-min(int(batch_size), total) // devices) * devices
 
 
-def _begin(problem, dynamics, seed, point, start_values, *, probes, start_function):
-    key = jax.random.key(seed)
+def _gradient_cost(problem, members, start_values, start_function):
+    """Operations of one gradient of one member, found by tracing alone."""
+
+    def gradient(problem, seed, point):
+        params = _start_params(problem, seed, point, start_values, start_function)
+        return jax.grad(problem.loss)(params)
+
+    return operations(jax.make_jaxpr(gradient)(problem, members.seeds[0], members.take(np.asarray(0)).points).jaxpr)
+
+
+def _start_params(problem, seed, point, start_values, start_function):
     if start_values is not None:
-        params = start_values
-    elif start_function is not None:
-        params = start_function(key, **point)
-    else:
-        params = problem.init(key)
+        return start_values
+    key = jax.random.key(seed)
+    return start_function(key, **point) if start_function is not None else problem.init(key)
+
+
+def _begin(problem, dynamics, seed, point, start_values, *, probes, start_function):
+    params = _start_params(problem, seed, point, start_values, start_function)
     return trajectory.start(problem, _typed(dynamics, params), probes, params)
 
 

@@ -3,9 +3,12 @@
 from jaxsharp.curvature.eigenpairs import Eigenpairs, top_eigenpairs
 from jaxsharp.curvature.products import hessian_operator, hvp
 from jaxsharp.curvature.sharpness import default_tolerance, frozen_eigenpairs, rayleigh_quotient, sharpness
+from jaxsharp.curvature.tracker import EigenTracker, Tracked
 
 __all__ = [
+    "EigenTracker",
     "Eigenpairs",
+    "Tracked",
     "default_tolerance",
     "frozen_eigenpairs",
     "hessian_operator",

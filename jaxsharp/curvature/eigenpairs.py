@@ -1,24 +1,33 @@
-"""The largest eigenpairs of a symmetric operator that is known only by its products."""
+"""The extreme eigenpairs of a symmetric operator that is known only by its products."""
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from jaxsharp._types import Array, Block, Count, MatVec, PyTree
+from jaxsharp._types import Array, Count, MatVec, PyTree
+from jaxsharp.curvature.search import Plan, Task, search
+
+WHICH = {"largest": 1, "smallest": -1}
+"""Which end of the spectrum, by the sign that makes it the top."""
+
+
+COLD = 1 / 3
+"""From random directions the search goes to this part of the tolerance: at the tolerance itself about 2 % of random dense spectra
+end with a mixture of the top eigenvectors, at a third of it 0.1 %."""
 
 
 class Eigenpairs(NamedTuple):
-    """Eigenvalue estimates, largest first, with what is needed to trust them.
+    """Eigenvalue estimates, the most extreme first, with what is needed to trust them.
 
     Attributes:
-        values: (k,) Ritz values, each at most the true eigenvalue of the same rank.
+        values: (k,) Ritz values; for the largest, each at most the true eigenvalue of the same rank.
         vectors: pytree like the parameters with a leading axis k; orthonormal.
         residuals: (k,) ‖H vᵢ − λᵢ vᵢ‖ relative to the largest |λ| seen; some eigenvalue lies within this of λᵢ.
         matvecs: number of products used.
         converged: whether every residual is at most the tolerance.
+        guards: vectors of the eigenpairs that were followed besides, with a leading axis, to start from next time.
     """
 
     values: Array
@@ -26,17 +35,7 @@ class Eigenpairs(NamedTuple):
     residuals: Array
     matvecs: Count
     converged: Array
-
-
-class _Search(NamedTuple):
-    basis: Block  # orthonormal rows, then zero rows
-    products: Block  # the operator applied to each row
-    filled: Count  # rows in use, some of them possibly zero
-    coordinates: Array  # (rows, rows) of all Ritz vectors in the basis, largest first, one a row
-    values: Array  # of the k best directions in the basis
-    residuals: Block  # the directions by which the basis grows next
-    errors: Array  # relative norms of the residuals
-    matvecs: Count
+    guards: PyTree = None
 
 
 def top_eigenpairs(
@@ -48,28 +47,45 @@ def top_eigenpairs(
     max_matvecs: int = 200,
     *,
     key: Array | None = None,
+    which: str = "largest",
+    guards: int = 1,
+    guard_tol: float = 0.3,
+    noise: float = 0.1,
+    chunk: int | None = None,
+    block: int | None = None,
 ) -> Eigenpairs:
-    """Finds the k largest (algebraic) eigenvalues of a symmetric operator, H vᵢ = λᵢ vᵢ.
+    """Finds the k largest (or smallest) eigenvalues of a symmetric operator, H vᵢ = λᵢ vᵢ.
 
-    Block Davidson iteration without preconditioner: the basis grows by the residuals of the k best directions, each multiplied
-    by the operator once; the products of everything kept are carried along, also through restarts. Started from a guess (the
-    eigenvectors of a nearby point) it often ends after one or two rounds.
+    Block Davidson iteration without preconditioner: the basis grows by the residuals of the pairs that are furthest from their
+    tolerance, each multiplied by the operator once; the products of everything kept are carried along, also through restarts.
+    Started from a guess (the eigenvectors of a nearby point) it often ends after one or two rounds. A residual says that some
+    eigenvalue is near, not that none was missed; so `guards` further pairs are followed to a loose tolerance, from directions
+    that always contain fresh noise, and a search without a guess goes to a third of the tolerance.
 
     Args:
         matvec: v -> H v on pytrees like `like`; symmetric.
         like: any pytree with the shapes and dtypes of one vector.
         k: how many pairs, at most the number of parameters.
-        guess: pytree with a leading axis k; rows that are zero or not finite are replaced by random ones.
+        guess: pytree with a leading axis of k rows, or up to k + guards; rows that are zero or not finite, and missing ones, are
+            replaced by random ones.
         tol: bound on the residuals, relative to the largest |λ| seen.
         max_matvecs: bound on the number of products.
-        key: PRNG key of the random start; a fixed one by default.
+        key: PRNG key of the random directions; a fixed one by default.
+        which: `largest` or `smallest`, both by algebraic value.
+        guards: how many further pairs are followed; 0 for none.
+        guard_tol: bound on the residuals of the guards that the search waits for; they do not count for `converged`.
+        noise: norm of the random part added to the guards of a guess, which has unit norm.
+        chunk: pairs found at a time, those found before being kept out of the way; all at once by default. Smaller ones save
+            memory and cost products.
+        block: directions multiplied side by side; by default one on a CPU, all on an accelerator.
 
     Returns:
         `Eigenpairs`. Where the bound on products is reached first, or a product is not finite, `converged` is False and the
-        residuals say by how much. Cost: `matvecs` products; memory for 2 (3 k + 8) vectors.
+        residuals say by how much. Cost: `matvecs` products; memory for about 4 (k + guards) + 16 vectors, with `chunk` in the
+        place of k.
 
     Raises:
-        ValueError: when k is below 1 or above the number of parameters, or the bound allows no iteration.
+        ValueError: when k is below 1 or above the number of parameters, or another argument makes no sense.
 
     Example:
         >>> import jax.numpy as jnp, jaxsharp as js
@@ -77,112 +93,101 @@ def top_eigenpairs(
         >>> [round(float(value), 3) for value in pairs.values], bool(pairs.converged)
         ([3.0, 1.0], True)
 
-    Source: Davidson 1975; restarts after Wu and Simon 2000. The implementation is our own.
+    Source: Davidson 1975; restarts after Wu and Simon 2000. The guards and the batching are our own.
     """
     template, unravel = ravel_pytree(like)
-    size, dtype = template.size, template.dtype
+    size = template.size
     if not 1 <= k <= size:
         raise ValueError(f"k={k} eigenpairs were asked for, but there are {size} parameters; choose 1 <= k <= {size}.")
     if max_matvecs < 2 * k:
         raise ValueError(f"max_matvecs={max_matvecs} allows no iteration for k={k}; give at least {2 * k}.")
-    rows = 3 * k + 8
-    kept = 2 * k + 2  # directions that survive a restart
+    if which not in WHICH:
+        raise ValueError(f"which={which!r} is unknown; use one of {', '.join(WHICH)}.")
+    if guards < 0 or (chunk is not None and chunk < 1) or (block is not None and block < 1):
+        raise ValueError(f"guards must be at least 0, chunk and block at least 1, got {guards}, {chunk} and {block}.")
+    sign = WHICH[which]
+    guards = min(guards, size - k, max_matvecs - k)
+    first, cold = _first_directions(guess, k, guards, template, jax.random.key(0) if key is None else key, noise)
+    reach = jnp.where(cold, COLD, 1) * jnp.asarray(tol, template.dtype)
+    loose = jnp.maximum(jnp.asarray(guard_tol, template.dtype), tol)
 
-    def apply(block):
-        return _apply_rows(lambda row: ravel_pytree(matvec(unravel(row)))[0], block)
+    def product(vector):
+        return sign * ravel_pytree(matvec(unravel(vector)))[0]
 
-    def unfinished(search):
-        wrong = jnp.isfinite(search.errors).all() & (search.errors > tol).any()
-        return (search.matvecs == 0) | (wrong & (search.matvecs + k <= max_matvecs))
-
-    def expand(search):
-        basis, products, filled = _restart_when_full(search, k, kept)
-        fresh = _orthonormalize(search.residuals, basis)
-        at = (filled, jnp.zeros_like(filled))
-        basis = jax.lax.dynamic_update_slice(basis, fresh, at)
-        products = jax.lax.dynamic_update_slice(products, apply(fresh), at)
-        values, coordinates = _ritz(basis, products)
-        top, mixing = values[:k], coordinates[:k]
-        residuals = mixing @ products - top[:, None] * (mixing @ basis)
-        scale = jnp.max(jnp.where(jnp.isneginf(values), 0, jnp.abs(values)))
-        norms = jnp.linalg.norm(residuals, axis=1)
-        errors = jnp.where(norms > 0, norms / jnp.where(scale > 0, scale, 1), norms)
-        return _Search(basis, products, filled + k, coordinates, top, residuals, errors, search.matvecs + k)
-
-    empty = jnp.zeros((rows, size), dtype)
-    zero = jnp.zeros((), jnp.int32)
-    square, line = jnp.zeros((rows, rows), dtype), jnp.zeros((k,), dtype)
-    block = _starting_block(guess, k, size, dtype, key)
-    search = jax.lax.while_loop(unfinished, expand, _Search(empty, empty, zero, square, line, block, line, zero))
+    pieces = [(at, min(at + (chunk or k), k)) for at in range(0, k, chunk or k)]
+    locked, values, errors, spent = jnp.zeros((0, size), template.dtype), [], [], jnp.zeros((), jnp.int32)
+    for at, end in pieces:
+        wanted = end - at
+        watching = guards if end == k else 0
+        plan = _plan(wanted, watching, block, size - at)
+        task = Task(
+            start=first[at : end + watching],
+            locked=locked,
+            tolerances=jnp.where(jnp.arange(wanted + watching) < wanted, reach, loose),
+            budget=jnp.asarray(max_matvecs, jnp.int32) - spent,
+        )
+        found = search(product, task, plan)
+        rows = found.coordinates[: plan.targets] @ found.basis
+        values.append(found.values[:wanted])
+        errors.append(found.errors[:wanted])
+        locked = jnp.concatenate([locked, rows[:wanted]])
+        spent = spent + found.matvecs
+    values, errors = jnp.concatenate(values), jnp.concatenate(errors)
+    if len(pieces) > 1:
+        order = jnp.argsort(-values)
+        values, errors, locked = values[order], errors[order], locked[order]
     return Eigenpairs(
-        values=search.values,
-        vectors=jax.vmap(unravel)(search.coordinates[:k] @ search.basis),
-        residuals=search.errors,
-        matvecs=search.matvecs,
-        converged=(search.errors <= tol).all(),
+        values=sign * values,
+        vectors=jax.vmap(unravel)(locked),
+        residuals=errors,
+        matvecs=spent,
+        converged=(errors <= tol).all(),
+        guards=jax.vmap(unravel)(_stepped(found, wanted, plan.targets)) if guards else None,
     )
 
 
-def _apply_rows(product, block):
-    """Multiplies each row: one after the other on a CPU, where it is faster and smaller, else side by side."""
-    if block.shape[0] == 1:
-        return product(block[0])[None]
-    if jax.default_backend() == "cpu":
-        return jax.lax.map(product, block)
-    return jax.vmap(product)(block)
+def _plan(wanted, guards, block, size):
+    targets = wanted + guards
+    if block is None:
+        block = 1 if jax.default_backend() == "cpu" else targets
+    block = min(block, targets)
+    return Plan(wanted, guards, block, rows=2 * targets + 8 + block)
 
 
-def _starting_block(guess, k, size, dtype, key):
-    key = jax.random.key(0) if key is None else key
-    noise = jax.random.normal(key, (k, size), dtype)
-    noise = noise / math.sqrt(size)
+def _stepped(found, first, last):
+    """The guards after one step of the power method on H − σ, with σ the smallest Ritz value or 0.
+
+    It costs no product, since theirs are known, and lets what is rising grow from one search to the next.
+    """
+    shift = jnp.minimum(jnp.min(jnp.where(jnp.isneginf(found.values), 0, found.values)), 0)
+    rows = found.coordinates[first:last]
+    moved = rows @ found.products - shift * (rows @ found.basis)
+    lengths = jnp.linalg.norm(moved, axis=1, keepdims=True)
+    return jnp.where(lengths > 0, moved / jnp.where(lengths > 0, lengths, 1), rows @ found.basis)
+
+
+def _first_directions(guess, k, guards, template, key, noise):
+    """The guess (k + guards, D) with random rows for what is missing and noise on its guards, and whether any of k is missing."""
+    count, size, dtype = k + guards, template.size, template.dtype
+    fresh = _signs(key, (count, size), dtype)
     if guess is None:
-        return noise
-    block = jax.vmap(lambda row: ravel_pytree(row)[0])(guess)[:k]
-    if block.shape != noise.shape:
-        raise ValueError(f"guess must hold {k} vectors of {size} parameters, got shape {block.shape}.")
-    usable = jnp.isfinite(block).all(axis=1) & (jnp.linalg.norm(block, axis=1) > 0)
-    return jnp.where(usable[:, None], block, noise)
+        return fresh, jnp.asarray(True)
+    rows = jax.vmap(lambda row: ravel_pytree(row)[0])(guess)
+    if rows.ndim != 2 or rows.shape[1] != size or rows.shape[0] < k:
+        raise ValueError(f"guess must hold at least {k} vectors of {size} parameters, got shape {rows.shape}.")
+    rows = rows[:count]
+    rows = jnp.pad(rows, ((0, count - rows.shape[0]), (0, 0)))
+    lengths = jnp.linalg.norm(rows, axis=1, keepdims=True)
+    usable = jnp.isfinite(lengths) & (lengths > 0)
+    rows = jnp.where(usable, rows, 0) / jnp.where(usable, lengths, 1)
+    # Noise at rounding makes dependent rows of a guess independent; on the guards it lets in what they have never seen.
+    share = jnp.where(jnp.arange(count) < k, 100 * float(jnp.finfo(dtype).eps), noise).astype(dtype)[:, None]
+    return jnp.where(usable, rows + share * fresh, fresh), ~usable[:k].all()
 
 
-def _ritz(basis, products):
-    """Eigenpairs of the projection on the non-zero rows, largest first; the other rows come last, with the value −inf."""
-    filled = jnp.sum(basis**2, axis=1) > 0.5
-    projected = basis @ products.T
-    projected = 0.5 * (projected + projected.T)
-    below = -2 * jnp.linalg.norm(projected) - jnp.finfo(projected.dtype).tiny
-    values, vectors = jnp.linalg.eigh(jnp.where(jnp.diag(~filled), below, projected))
-    return jnp.where(jnp.arange(values.size) < filled.sum(), values[::-1], -jnp.inf), vectors[:, ::-1].T
-
-
-def _restart_when_full(search, k, kept):
-    """Replaces a full basis by its `kept` best directions; their products follow without a new one."""
-    rows = search.basis.shape[0]
-
-    def restart(search):
-        best = jnp.where(jnp.arange(rows)[:, None] < kept, search.coordinates, 0)
-        return best @ search.basis, best @ search.products, jnp.asarray(kept, jnp.int32)
-
-    def leave(search):
-        return search.basis, search.products, search.filled
-
-    return jax.lax.cond(search.filled + k > rows, restart, leave, search)
-
-
-def _orthonormalize(block, basis):
-    """Makes the rows orthonormal to each other and to the basis; a row that depends on the others becomes zero."""
-    tolerance = 10 * jnp.finfo(block.dtype).eps
-
-    def improve(_, block):
-        block = block - (block @ basis.T) @ basis
-        block = _unit_rows(block, tolerance)
-        weights, mixing = jnp.linalg.eigh(block @ block.T)
-        weights = jnp.where(weights > block.shape[0] * tolerance, weights, jnp.inf)
-        return (mixing / jnp.sqrt(weights)[None, :]).T @ block
-
-    return jax.lax.fori_loop(0, 2, improve, _unit_rows(block, 0))  # twice is enough to be orthogonal to rounding
-
-
-def _unit_rows(block, tolerance):
-    norms = jnp.linalg.norm(block, axis=1, keepdims=True)
-    return block / jnp.where(norms > tolerance, norms, jnp.inf)
+def _signs(key, shape, dtype):
+    """Random signs over √D: of unit norm, and made from 32 at a time, since normal numbers cost as much as a product."""
+    words = jax.random.bits(key, (shape[0], -(-shape[1] // 32), 1), jnp.uint32)
+    bits = (words >> jnp.arange(32, dtype=jnp.uint32)[None, None]) & jnp.uint32(1)
+    bits = bits.reshape(shape[0], -1)[:, : shape[1]].astype(dtype)
+    return (2 * bits - 1) / jnp.sqrt(jnp.asarray(shape[1], dtype))

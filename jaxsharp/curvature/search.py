@@ -1,0 +1,318 @@
+"""The search behind every eigenpair: block Davidson on flat vectors, one new product per direction and round."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
+
+from jaxsharp._cost import members_at_once, operations
+from jaxsharp._types import Array, Block, Count
+
+MEMBERS_ON_ACCELERATOR = 64
+"""Members of a batch that search side by side on a GPU or TPU; on a CPU the operator's cost decides."""
+
+ROUNDS_AT_ONCE = 8
+"""Rounds after which the members of a batch that are still searching are brought together again."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The static part of a search.
+
+    Attributes:
+        wanted: eigenpairs that have to converge.
+        guards: further ones that are followed loosely, so that one that overtakes is noticed.
+        block: directions multiplied in one round.
+        rows: most directions kept at a time.
+    """
+
+    wanted: int
+    guards: int
+    block: int
+    rows: int
+
+    @property
+    def targets(self) -> int:
+        """Eigenpairs that are followed, guards included."""
+        return self.wanted + self.guards
+
+    @property
+    def kept(self) -> int:
+        """Directions that survive when the rows are full."""
+        return min(self.targets + self.wanted + 1, self.rows - self.block)
+
+
+class Task(NamedTuple):
+    """What a search needs besides the operator; arrays, for one member.
+
+    Attributes:
+        start: (targets, D) first directions, the wanted ones first.
+        locked: (l, D) orthonormal directions to stay out of.
+        tolerances: (targets,) bounds on the errors.
+        budget: most products.
+    """
+
+    start: Block
+    locked: Block
+    tolerances: Array
+    budget: Count
+
+
+class Search(NamedTuple):
+    """A search under way; arrays, for one member.
+
+    Attributes:
+        basis: (rows, D) orthonormal directions, zero where there is none.
+        products: (rows, D) the operator applied to each.
+        projected: (rows, rows) basis · productsᵀ.
+        used: (rows,) whether a row holds a direction.
+        filled: rows taken so far, some of them possibly without a direction.
+        coordinates: (rows, rows) Ritz vectors in the basis, largest value first, one a row.
+        values: (rows,) Ritz values, −inf past the last.
+        residuals: (block, D) the directions by which the basis grows next.
+        errors: (targets,) norms of the residuals relative to the largest |Ritz value|.
+        rounds: completed rounds.
+        matvecs: products spent.
+        stalled: whether the last round of growth found no new direction.
+    """
+
+    basis: Block
+    products: Block
+    projected: Array
+    used: Array
+    filled: Count
+    coordinates: Array
+    values: Array
+    residuals: Block
+    errors: Array
+    rounds: Count
+    matvecs: Count
+    stalled: Array
+
+
+def search(product: Callable, task: Task, plan: Plan) -> Search:
+    """Follows the largest eigenpairs of a symmetric operator until they converge or the budget is spent.
+
+    Under `vmap` members advance in chunks of a size that suits the backend and the operator, and those that are still
+    searching are brought together again every few rounds: a member that needs many rounds holds up its own chunk only.
+
+    Args:
+        product: v -> H v on flat vectors (D,); no derivative flows through what it closes over.
+        task: where to start and what to reach.
+        plan: the static part.
+
+    Returns:
+        The finished `Search`.
+    """
+    closed = jax.make_jaxpr(product)(task.start[0])
+
+    def advance(constants, task, state, rounds):
+        def apply(vector):
+            return jaxpr_as_fun(closed.replace(consts=constants))(vector)[0]
+
+        return _advance(apply, task, plan, state, rounds)
+
+    @jax.custom_batching.custom_vmap
+    def finish(constants, task, state):
+        return advance(constants, task, state, _ALL)
+
+    @finish.def_vmap
+    def _(size, batched, constants, task, state):
+        shared, *own = batched
+        task, state = (
+            jax.tree.map(lambda leaf, has: leaf if has else jnp.broadcast_to(leaf, (size, *jnp.shape(leaf))), tree, flags)
+            for tree, flags in zip((task, state), own, strict=True)
+        )
+        on_cpu = jax.default_backend() == "cpu"
+        chunk = members_at_once(plan.block * operations(closed.jaxpr)) if on_cpu else MEMBERS_ON_ACCELERATOR
+        state = _in_chunks(advance, constants, shared, task, state, plan, min(chunk, size))
+        return state, jax.tree.map(lambda _: True, state)
+
+    constants, task = jax.lax.stop_gradient((tuple(closed.consts), task))
+    return finish(constants, task, _begin(task, plan))
+
+
+_ALL = 2**30
+
+
+def _in_chunks(advance, constants, shared, task, state, plan, chunk):
+    """Advances a batch, `chunk` unfinished members at a time."""
+    size = state.rounds.shape[0]
+    axes = tuple(0 if has else None for has in shared)
+    if chunk == size > 1:
+        return jax.vmap(advance, in_axes=(axes, 0, 0, None))(constants, task, state, _ALL)
+
+    def open_members(state):
+        return jax.vmap(lambda task, state: _unfinished(task, plan, state))(task, state)
+
+    def pick(tree, order):
+        return jax.tree.map(lambda leaf: leaf[order], tree)
+
+    def body(state):
+        order = jnp.argsort(~open_members(state), stable=True)[:chunk]  # unfinished ones first
+        order = order[0] if chunk == 1 else order
+        own = tuple(leaf[order] if has else leaf for leaf, has in zip(constants, shared, strict=True))
+        if chunk == 1:
+            moved = advance(own, pick(task, order), pick(state, order), _ALL)
+        else:
+            moved = jax.vmap(advance, in_axes=(axes, 0, 0, None))(own, pick(task, order), pick(state, order), ROUNDS_AT_ONCE)
+        return jax.tree.map(lambda leaf, new: leaf.at[order].set(new), state, moved)
+
+    return jax.lax.while_loop(lambda state: open_members(state).any(), body, state)
+
+
+def _begin(task, plan):
+    rows, size = plan.rows, task.start.shape[1]
+    dtype = task.start.dtype
+    zero = jnp.zeros((), jnp.int32)
+    blank = jnp.zeros((rows, size), dtype)
+    square = jnp.zeros((rows, rows), dtype)
+    return Search(
+        basis=blank,
+        products=blank,
+        projected=square,
+        used=jnp.zeros((rows,), bool),
+        filled=zero,
+        coordinates=square,
+        values=jnp.full((rows,), -jnp.inf, dtype),
+        residuals=jnp.zeros((plan.block, size), dtype),
+        errors=jnp.zeros((plan.targets,), dtype),
+        rounds=zero,
+        matvecs=zero,
+        stalled=jnp.asarray(False),
+    )
+
+
+def _first_rounds(plan):
+    """Rounds that take in the first directions."""
+    return -(-plan.targets // plan.block)
+
+
+def _unfinished(task, plan, state):
+    starting = state.rounds < _first_rounds(plan)
+    wrong = jnp.isfinite(state.errors).all() & (state.errors > task.tolerances).any()
+    return (starting | (wrong & ~state.stalled)) & (state.matvecs + plan.block <= task.budget)
+
+
+def _advance(apply, task, plan, state, rounds):
+    """Takes rounds until the search has finished or so many are done; the operator appears in the program once."""
+    last = state.rounds + rounds
+    first = jnp.pad(task.start, ((0, _first_rounds(plan) * plan.block - plan.targets), (0, 0)))
+
+    def going_on(state):
+        return _unfinished(task, plan, state) & (state.rounds < last)
+
+    def round_of(state):
+        offset = jnp.minimum(state.rounds * plan.block, first.shape[0] - plan.block)
+        given = jax.lax.dynamic_slice_in_dim(first, offset, plan.block)
+        growing = state.rounds >= _first_rounds(plan)
+        return _grow(apply, task, plan, state, jnp.where(growing, state.residuals, given), growing)
+
+    def fill(state):
+        state = jax.lax.cond(state.filled + plan.block > plan.rows, lambda s: _restart(s, plan), lambda s: s, state)
+        return jax.lax.while_loop(lambda s: going_on(s) & (s.filled + plan.block <= plan.rows), round_of, state)
+
+    return jax.lax.while_loop(going_on, fill, state)
+
+
+def _grow(apply, task, plan, state, directions, growing):
+    """Multiplies new directions and solves the projected problem on all."""
+    fresh, found = _orthonormalize(directions, state.basis, task.locked)
+    multiplied = _apply_rows(apply, fresh)
+    place = (state.filled, jnp.zeros_like(state.filled))
+    basis = jax.lax.dynamic_update_slice(state.basis, fresh, place)
+    products = jax.lax.dynamic_update_slice(state.products, multiplied, place)
+    across = _overlaps(multiplied, basis)
+    projected = jax.lax.dynamic_update_slice(state.projected, across, place)
+    projected = jax.lax.dynamic_update_slice(projected, across.T, place[::-1])
+    used = jax.lax.dynamic_update_slice(state.used, found, place[:1])
+    values, coordinates = _ritz(projected, used)
+    targets = plan.targets
+    top, mixing = values[:targets], coordinates[:targets]
+    has_value = ~jnp.isneginf(top)
+    residuals = mixing @ products - jnp.where(has_value, top, 0)[:, None] * (mixing @ basis)
+    scale = jnp.max(jnp.where(jnp.isneginf(values), 0, jnp.abs(values)))
+    norms = jnp.linalg.norm(residuals, axis=1)
+    errors = jnp.where(norms > 0, norms / jnp.where(scale > 0, scale, 1), norms)
+    errors = jnp.where(has_value, errors, jnp.finfo(errors.dtype).max)
+    if plan.block < targets:
+        worst = jax.lax.top_k(errors / jnp.maximum(task.tolerances, jnp.finfo(errors.dtype).tiny), plan.block)[1]
+        residuals = residuals[worst]
+    return Search(
+        basis,
+        products,
+        projected,
+        used,
+        state.filled + plan.block,
+        coordinates,
+        values,
+        residuals,
+        errors,
+        state.rounds + 1,
+        state.matvecs + plan.block,
+        growing & ~found.any(),
+    )
+
+
+def _apply_rows(apply, block):
+    """Multiplies each row: one after the other on a CPU, where it is faster and smaller, else side by side."""
+    if block.shape[0] == 1:
+        return apply(block[0])[None]
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(apply, block)
+    return jax.vmap(apply)(block)
+
+
+def _ritz(projected, used):
+    """Eigenpairs of the projection on the rows in use, largest first; the other rows come last, with the value −inf."""
+    projected = 0.5 * (projected + projected.T)
+    below = -2 * jnp.linalg.norm(projected) - jnp.finfo(projected.dtype).tiny
+    values, vectors = jnp.linalg.eigh(jnp.where(jnp.diag(~used), below, projected))
+    return jnp.where(jnp.arange(values.size) < used.sum(), values[::-1], -jnp.inf), vectors[:, ::-1].T
+
+
+def _restart(state, plan):
+    """Replaces full rows by their best directions; the products follow without a new one."""
+    survives = jnp.arange(plan.rows) < plan.kept
+    best = jnp.where(survives[:, None], state.coordinates, 0)
+    has_value = ~jnp.isneginf(state.values)
+    return state._replace(
+        basis=best @ state.basis,
+        products=best @ state.products,
+        projected=jnp.diag(jnp.where(survives & has_value, state.values, 0)),
+        used=survives & has_value,
+        filled=jnp.asarray(plan.kept, state.filled.dtype),
+    )
+
+
+def _orthonormalize(block, basis, locked):
+    """Makes the rows orthonormal to each other and to the rest; a row that depends on the others becomes zero."""
+    tolerance = 10 * jnp.finfo(block.dtype).eps
+    block = _unit_rows(block, 0)
+    for _ in range(2):  # twice is enough to be orthogonal to rounding
+        block = block - _overlaps(block, basis) @ basis
+        if locked.shape[0]:
+            block = block - _overlaps(block, locked) @ locked
+        block = _unit_rows(block, tolerance)
+        if block.shape[0] > 1:
+            weights, mixing = jnp.linalg.eigh(block @ block.T)
+            weights = jnp.where(weights > block.shape[0] * tolerance, weights, jnp.inf)
+            block = (mixing / jnp.sqrt(weights)[None, :]).T @ block
+    return block, jnp.any(block != 0, axis=1)
+
+
+def _overlaps(block, basis):
+    """Inner products of each row with each of the basis, (b, rows).
+
+    As one product of a matrix and a vector for each row: on a CPU about ten times faster than the same as a matrix product,
+    whose long contraction XLA does not vectorize.
+    """
+    return jnp.stack([basis @ row for row in block]) if block.shape[0] <= 8 else block @ basis.T
+
+
+def _unit_rows(block, tolerance):
+    norms = jnp.linalg.norm(block, axis=1, keepdims=True)
+    return block / jnp.where(norms > tolerance, norms, jnp.inf)
