@@ -1,16 +1,17 @@
 """What does following sharpness cost, alone and in a grid?
 
-The same full-batch training (digits, tanh MLP 64-100-100-10, squared loss, GD) is timed four ways in one process: one run and
-a grid, each with and without sharpness every 10 steps. First calls, which compile, are timed apart; the others are repeated
-in turn and their medians compared, so that a noisy machine disturbs all alike.
+The same full-batch training (digits, tanh MLP 64-100-100-10, squared loss, GD) is timed in one process: one run and a grid,
+each without sharpness, with it every 10 steps, and with it every step to a looser tolerance. Where PyTorch and SciPy are
+installed, so is the recipe of the edge-of-stability papers: a loop in Python, double-backward products, `eigsh` every 10 steps.
+First calls, which compile, are timed apart; the others are repeated in turn, and the ratios are medians over the repeats of
+ratios within one repeat, so that a noisy machine disturbs both sides alike.
 
 Run: python benchmarks/engine.py [--tiny] [--members 16] [--out engine.json]
 """
 
 import argparse
-import json
+import itertools
 import statistics
-import subprocess
 import time
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from jaxsharp import selfcheck
 
 selfcheck.apply_flag_to_environment()
 
-import jax  # noqa: E402
 import numpy as np  # noqa: E402
+from _report import machine, write  # noqa: E402
 
 import jaxsharp as js  # noqa: E402
 
@@ -29,14 +30,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a setting of seconds, to see that this still runs")
     parser.add_argument("--members", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    images, width, steps, repeats = (50, 8, 20, 1) if options.tiny else (1000, 100, 200, 3)
+    images, width, steps, repeats = (50, 8, 20, 1) if options.tiny else (1000, 100, 200, options.repeats)
     members = 2 if options.tiny else options.members
 
     train, _ = js.data.digits(count=images, drop_constant=False)
     problem = js.problems.supervised(js.models.MLP(widths=(width, width)), train)
-    tracked = ["loss", js.probes.sharpness(tol=1e-2)]
+    untracked, tracked = ["loss"], ["loss", js.probes.sharpness(tol=1e-2)]
+    unguarded = ["loss", js.probes.sharpness(tol=1e-2, guards=0)]
+    often = ["loss", js.probes.sharpness(tol=1e-1, guards=0, every=1)]
 
     def alone(probes):
         return lambda: js.simulate(problem, js.optimizers.gd(0.1), steps, probes=probes, every=10)
@@ -46,38 +50,50 @@ def main() -> None:
         return lambda: js.sweep(problem, js.optimizers.gd, over, steps=steps, probes=probes, every=10, progress=False)
 
     ways = {
-        "one": alone(["loss"]),
-        "one with sharpness": alone(tracked),
-        "grid": together(["loss"]),
-        "grid with sharpness": together(tracked),
+        "one": alone(untracked),
+        "one, sharpness every 10": alone(tracked),
+        "one, sharpness every 10, no guard": alone(unguarded),
+        "one, sharpness every step, tol 0.1": alone(often),
+        "grid": together(untracked),
+        "grid, sharpness every 10": together(tracked),
     }
+    if (recipe := _recipe(train, width, steps)) is not None:
+        ways["PyTorch and eigsh, sharpness every 10"] = recipe
     first, seconds, results = {}, {name: [] for name in ways}, {}
     for name, way in ways.items():
         first[name] = _time(way)[0]
-    for _ in range(repeats):
+    for repeat in range(repeats):
         for name, way in ways.items():
+            if "PyTorch" in name and repeat > 1:
+                continue  # half a minute each; two tell enough
             took, results[name] = _time(way)
             seconds[name].append(took)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    products = results["grid with sharpness"].sharpness_products
+
+    def ratio(above, below, scale=1.0):
+        pairs = zip(seconds[above], seconds[below], strict=False)
+        return statistics.median(scale * a / b for a, b in pairs)
+
+    products = results["grid, sharpness every 10"].sharpness_products
     figures = {
-        "seconds, median": median,
+        "seconds, median": {name: statistics.median(values) for name, values in seconds.items()},
         "seconds of the first call": first,
-        "with sharpness / without, one run": median["one with sharpness"] / median["one"],
-        "with sharpness / without, grid": median["grid with sharpness"] / median["grid"],
-        "per member of the grid / one run": median["grid"] / members / median["one"],
-        "per member of the grid / one run, with sharpness": median["grid with sharpness"]
-        / members
-        / median["one with sharpness"],
+        "sharpness every 10 steps / none, one run": ratio("one, sharpness every 10", "one"),
+        "the same without guard": ratio("one, sharpness every 10, no guard", "one"),
+        "sharpness every 10 steps / none, grid": ratio("grid, sharpness every 10", "grid"),
+        "sharpness every step to 0.1 / none, one run": ratio("one, sharpness every step, tol 0.1", "one"),
+        "per member of the grid / one run": ratio("grid", "one", 1 / members),
+        "per member of the grid / one run, with sharpness": ratio(
+            "grid, sharpness every 10", "one, sharpness every 10", 1 / members
+        ),
         "products per measurement after the first": float(products.isel(step=slice(1, None)).mean()),
         "products of the first measurement": float(products.isel(step=0).mean()),
-        "all eigenpairs converged": bool(results["grid with sharpness"].sharpness_converged.all()),
+        "all eigenpairs converged": bool(results["grid, sharpness every 10"].sharpness_converged.all()),
     }
+    if recipe is not None:
+        name = "PyTorch and eigsh, sharpness every 10"
+        figures["PyTorch recipe / member of the grid"] = ratio(name, "grid, sharpness every 10", members)
     setting = {"images": images, "width": width, "steps": steps, "members": members, "repeats": repeats}
-    report = {"setting": setting, "figures": figures, **_machine()}
-    print(json.dumps(report, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    write({"setting": setting, "figures": figures, **machine()}, options.out)
 
 
 def _time(way) -> tuple[float, object]:
@@ -86,16 +102,43 @@ def _time(way) -> tuple[float, object]:
     return time.perf_counter() - began, result
 
 
-def _machine() -> dict:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    device = jax.devices()[0]
-    return {
-        "device": f"{device.platform}: {device.device_kind}",
-        "jax": jax.__version__,
-        "jaxsharp": js.__version__,
-        "x64": bool(jax.config.jax_enable_x64),
-        "commit": commit,
-    }
+def _recipe(train, width, steps):
+    """One run of the papers' recipe, or None where PyTorch or SciPy are missing."""
+    try:
+        import torch
+        from scipy.sparse.linalg import LinearOperator, eigsh
+    except ImportError:
+        return None
+    inputs = torch.tensor(np.asarray(train.inputs, np.float32))
+    labels = torch.nn.functional.one_hot(torch.tensor(np.asarray(train.targets, np.int64))).float()
+
+    def run():
+        torch.manual_seed(0)
+        sizes = [inputs.shape[1], width, width, labels.shape[1]]
+        layers = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+        model = torch.nn.Sequential(layers[0], torch.nn.Tanh(), layers[1], torch.nn.Tanh(), layers[2])
+        weights = list(model.parameters())
+        count = sum(w.numel() for w in weights)
+
+        def loss():
+            return 0.5 * ((model(inputs) - labels) ** 2).sum(1).mean()
+
+        def product(vector):
+            gradient = torch.cat([g.ravel() for g in torch.autograd.grad(loss(), weights, create_graph=True)])
+            moved = torch.autograd.grad(gradient @ torch.tensor(vector.ravel(), dtype=torch.float32), weights)
+            return torch.cat([g.ravel() for g in moved]).numpy()
+
+        found = []
+        for step in range(steps + 1):
+            if step % 10 == 0:
+                found.append(eigsh(LinearOperator((count, count), product, dtype=np.float32), k=1, which="LA")[0][0])
+            gradient = torch.autograd.grad(loss(), weights)
+            with torch.no_grad():
+                for w, g in zip(weights, gradient, strict=True):
+                    w -= 0.1 * g
+        return found
+
+    return run
 
 
 if __name__ == "__main__":
