@@ -57,20 +57,21 @@ def diagonal(
     keys = jax.random.split(jax.random.key(0) if key is None else key, max_matvecs)
     if batch is None:
         batch = 1 if jax.default_backend() == "cpu" else SIDE_BY_SIDE
-    mean, squares, count = jnp.zeros_like(template), jnp.zeros_like(template), jnp.zeros((), dtype)
+    first = 1 + (max_matvecs - 1) % batch  # the rest is a whole number of batches
+    rows = map_batched(sample, keys[:first], batch)
+    largest = jnp.max(jnp.abs(rows))
+    scale = jnp.where(largest > 0, largest, 1)  # so that squares neither vanish nor overflow
 
     def add(moments, keys):
-        return _merge(*moments, map_batched(sample, keys, batch)), None
+        return _merge(*moments, map_batched(sample, keys, batch) / scale), None
 
-    whole = max_matvecs // batch
-    moments = mean, squares, count
-    if whole * batch < max_matvecs:
-        moments, _ = add(moments, keys[whole * batch :])
-    if whole:
-        moments, _ = jax.lax.scan(add, moments, keys[: whole * batch].reshape(whole, batch))
+    nothing = jnp.zeros_like(template)
+    moments = _merge(nothing, nothing, jnp.zeros((), dtype), rows / scale)
+    if first < max_matvecs:
+        moments, _ = jax.lax.scan(add, moments, keys[first:].reshape(-1, batch))
     mean, squares, _ = moments
     error = jnp.sqrt(squares / (max_matvecs * (max_matvecs - 1)))
-    return Estimate(unravel(mean), unravel(error), jnp.asarray(max_matvecs, jnp.int32))
+    return Estimate(unravel(mean * scale), unravel(error * scale), jnp.asarray(max_matvecs, jnp.int32))
 
 
 def _merge(mean, squares, count, rows):

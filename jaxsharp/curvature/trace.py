@@ -84,9 +84,11 @@ def signs(key: Array, template: Array) -> Array:
 
 
 def mean_and_error(samples: Array) -> tuple[Array, Array]:
-    """Mean over the leading axis, and its standard error."""
-    count = samples.shape[0]
-    return jnp.mean(samples, axis=0), jnp.std(samples, axis=0, ddof=1) / jnp.sqrt(jnp.asarray(count, samples.dtype))
+    """Mean over the leading axis, and its standard error; no square overflows or vanishes."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(samples), axis=0, keepdims=True))
+    scale = jnp.where(largest > 0, largest, 1)
+    deviation = jnp.std(samples / scale, axis=0, ddof=1) * scale[0]
+    return jnp.mean(samples, axis=0), deviation / jnp.sqrt(jnp.asarray(samples.shape[0], samples.dtype))
 
 
 def _quadratic_form(product, z):
