@@ -82,63 +82,52 @@ def test_xtrace_is_exact_below_its_rank(name):
 
 
 @pytest.mark.parametrize("name", ["tiny", "huge"])
-def test_trace_does_not_depend_on_the_unit(name, precision):
+def test_trace_and_its_error_do_not_depend_on_the_unit(name, precision):
     dtype = jnp.result_type(float)
     scaled, base = jnp.asarray(matrix(SPECTRA[name]), dtype), jnp.asarray(matrix(SPECTRA["decaying"]), dtype)
     unit = SPECTRA[name][0]
     for method in ("xtrace", "hutchinson"):
-        one, other = (traces(m, jax.random.split(jax.random.key(0), 3), method) for m in (base, scaled))
+        one, other = (traces(m, jax.random.split(jax.random.key(0), KEYS), method) for m in (base, scaled))
         assert one.value.dtype == dtype
-        np.testing.assert_allclose(np.asarray(other.value, np.float64) / unit, one.value, rtol=tolerance(dtype, 100, 1))
+        bound = tolerance(dtype, 1e3, 1) if precision == "float64" else tolerance(dtype, 300, 1)
+        np.testing.assert_allclose(np.asarray(other.value, np.float64) / unit, one.value, rtol=bound)
         error = np.asarray(other.standard_error, np.float64) / unit
-        np.testing.assert_allclose(error, one.standard_error, rtol=tolerance(dtype, 10, 0.5))
-
-
-def counting(matrix):
-    """A product that counts its calls."""
-    calls = []
-
-    def product(v):
-        jax.debug.callback(lambda _: calls.append(1), v[0])
-        return matrix @ v
-
-    return product, calls
+        np.testing.assert_allclose(error, one.standard_error, rtol=tolerance(dtype, 30, 0.5))
 
 
 def test_products_are_counted_and_batches_change_nothing():
     dense = jnp.asarray(matrix(SPECTRA["flat"]))
+    calls = []
+
+    def product(v):
+        jax.debug.callback(lambda _: calls.append(1), v[0])
+        return dense @ v
 
     def run(batch):
-        product, calls = counting(dense)
-        algorithms = {
-            "xtrace": lambda: js.curvature.trace(product, dense[0], max_matvecs=9, batch=batch),
-            "diagonal": lambda: js.curvature.diagonal(product, dense[0], max_matvecs=9, batch=batch),
-            "density": lambda: js.curvature.spectral_density(product, dense[0], samples=4, steps=5, points=5, batch=batch),
-        }
-        results = jax.block_until_ready(jax.jit(lambda: {name: algorithm() for name, algorithm in algorithms.items()})())
-        jax.effects_barrier()
-        assert len(calls) == 8 + 9 + 20
-        assert {name: int(result.matvecs) for name, result in results.items()} == {
-            "xtrace": 8,
-            "diagonal": 9,
-            "density": 20,
-        }
-        return results
+        trace = js.curvature.trace(product, dense[0], max_matvecs=9, batch=batch)
+        return trace, js.curvature.diagonal(product, dense[0], max_matvecs=9, batch=batch)
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), run(1), run(4))
+    results = []
+    for batch in (1, 4):
+        calls.clear()
+        results.append(jax.block_until_ready(jax.jit(run, static_argnums=0)(batch)))
+        jax.effects_barrier()
+        assert len(calls) == 8 + 9
+        assert [int(result.matvecs) for result in results[-1]] == [8, 9]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), *results)
+
+
+@jax.jit
+def diagonals(matrix, keys):
+    product = lambda v: matrix @ v  # noqa: E731
+    return jax.vmap(lambda key: js.curvature.diagonal(product, matrix[0], max_matvecs=10, key=key, batch=4))(keys)
 
 
 def test_diagonal_is_unbiased_with_an_error_that_is_its_scatter():
     dense = matrix(SPECTRA["flat"])
     keys = jax.random.split(jax.random.key(1), KEYS)
 
-    @jax.jit
-    def many(matrix, keys):
-        return jax.vmap(lambda key: js.curvature.diagonal(lambda v: matrix @ v, matrix[0], max_matvecs=10, key=key, batch=4))(
-            keys
-        )
-
-    estimate = many(jnp.asarray(dense), keys)
+    estimate = diagonals(jnp.asarray(dense), keys)
     errors = np.asarray(estimate.value) - np.diag(dense)[None]
     predicted = np.sqrt(np.sum((dense - np.diag(np.diag(dense))) ** 2, axis=1) / 10)
     scores = errors.mean(axis=0) / (predicted / np.sqrt(KEYS))
@@ -166,49 +155,55 @@ def test_few_parameters_are_done_exactly(precision):
     assert entries.value["a"].shape == entries.standard_error["a"].shape == (2, 2)
 
 
-def per_sample_problem():
+def test_squared_gradients_are_the_diagonals_they_estimate():
     rng = np.random.default_rng(3)
     params = {"w": jnp.asarray(rng.normal(size=(4, 3))), "b": jnp.asarray(rng.normal(size=3))}
     data = jnp.asarray(rng.normal(size=(13, 4))), jnp.asarray(rng.integers(0, 3, 13))
-    return (lambda w, x: jnp.tanh(x @ w["w"]) + w["b"][None, :]), params, data
+    loss = js.curvature.LIKELIHOODS["cross_entropy"].loss
 
-
-def test_squared_gradients_are_the_diagonals_they_estimate():
-    predict, params, data = per_sample_problem()
+    def predict(w, x):
+        return x @ w["w"] + w["b"][None, :]
 
     @jax.jit
-    def run(params):
-        empirical = js.curvature.empirical_fisher_operator(predict, "cross_entropy", params, data)
-        fisher = js.curvature.fisher_operator(predict, "cross_entropy", params, data)
-        whole = js.curvature.squared_gradient(
-            lambda w: jnp.mean(js.curvature.LIKELIHOODS["cross_entropy"].loss(predict(w, data[0]), data[1])), params
-        )
+    def run(params, key):
+        whole = js.curvature.squared_gradient(lambda w: jnp.mean(loss(predict(w, data[0]), data[1])), params)
         squares = [js.curvature.sample_squared_gradients(predict, "cross_entropy", params, data, chunk=c) for c in (None, 5)]
-        draw = partial(js.curvature.fisher_diagonal, predict, "cross_entropy", params, data, samples=300)
-        drawn = jax.vmap(lambda key: draw(key=key))(jax.random.split(jax.random.key(0), 40))
-        chunked = draw(key=jax.random.split(jax.random.key(0), 40)[0], chunk=5)
-        exact = [js.curvature.diagonal(operator).value for operator in (empirical, fisher)]
-        return whole, squares, drawn, chunked, exact
+        draw = partial(js.curvature.fisher_diagonal, predict, "cross_entropy", params, data, samples=300, chunk=5)
+        return whole, squares, jax.vmap(lambda key: draw(key=key))(jax.random.split(key, 40))
 
-    whole, squares, drawn, chunked, (empirical, fisher) = run(params)
-    for name in params:
-        for square in squares:
-            np.testing.assert_allclose(square[name], empirical[name], rtol=1e-12)
-        errors = np.asarray(drawn.value[name] - fisher[name][None])
+    whole, squares, drawn = run(params, jax.random.key(0))
+    inputs = np.asarray(data[0])
+    outputs = inputs @ np.asarray(params["w"]) + np.asarray(params["b"])
+    probabilities = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
+    scores = probabilities - np.eye(3)[np.asarray(data[1])]
+    np.testing.assert_allclose(whole["w"], (inputs.T @ scores / 13) ** 2, rtol=1e-11)
+    for square in squares:
+        np.testing.assert_allclose(square["w"], (inputs**2).T @ scores**2 / 13, rtol=1e-11)
+        np.testing.assert_allclose(square["b"], (scores**2).mean(axis=0), rtol=1e-11)
+    fisher = {"w": (inputs**2).T @ (probabilities * (1 - probabilities)) / 13}
+    fisher["b"] = (probabilities * (1 - probabilities)).mean(axis=0)
+    for name, exact in fisher.items():
+        errors = np.asarray(drawn.value[name]) - exact[None]
         claimed = np.sqrt(np.mean(np.square(drawn.standard_error[name]), axis=0))
         assert np.abs(errors.mean(axis=0) * np.sqrt(40) / claimed).max() < 4.5
         np.testing.assert_allclose(errors.std(axis=0) / claimed, 1, atol=0.4)
-        np.testing.assert_allclose(chunked.value[name], drawn.value[name][0], rtol=1e-11)
-    outputs = np.asarray(predict(params, data[0]))
-    scores = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True) - np.eye(3)[np.asarray(data[1])]
-    np.testing.assert_allclose(whole["b"], scores.mean(axis=0) ** 2, rtol=1e-11)
 
 
 @jax.jit
-def density(matrix, key, grid, width):
-    return js.curvature.spectral_density(
-        lambda v: matrix @ v, matrix[0], samples=6, steps=60, grid=grid, width=width, moments=4, key=key
-    )
+def densities(matrix, keys, grid, width):
+    def density(key):
+        return js.curvature.spectral_density(
+            lambda v: matrix @ v, matrix[0], samples=6, steps=60, grid=grid, width=width, key=key
+        )
+
+    return jax.vmap(density)(keys)
+
+
+GRID, WIDTH = np.linspace(-3, 7, 101), 0.3
+
+
+def forty_densities(dense):
+    return densities(jnp.asarray(dense), jax.random.split(jax.random.key(2), 40), jnp.asarray(GRID), WIDTH)
 
 
 def smoothed(spectrum, grid, width):
@@ -219,11 +214,9 @@ def smoothed(spectrum, grid, width):
 @pytest.mark.parametrize("name", ["decaying", "flat", "low rank", "zero", "identity"])
 def test_density_is_the_smoothed_dense_one_within_its_error(name):
     spectrum = SPECTRA[name]
-    grid, width = np.linspace(-3, 7, 101), 0.3
-    keys = jax.random.split(jax.random.key(2), 40)
-    many = jax.jit(jax.vmap(density, (None, 0, None, None)))(jnp.asarray(matrix(spectrum)), keys, jnp.asarray(grid), width)
+    many = forty_densities(matrix(spectrum))
     assert (many.matvecs == 360).all()
-    errors = np.asarray(many.density) - smoothed(spectrum, grid, width)[None]
+    errors = np.asarray(many.density) - smoothed(spectrum, GRID, WIDTH)[None]
     # the mean over 40 estimates has 1/√40 of the error of one
     error = np.sqrt((np.asarray(many.standard_error) ** 2).mean(axis=0) / 40)
     assert (np.abs(errors.mean(axis=0)) < 4.5 * error + 1e-10).all()
@@ -234,14 +227,14 @@ def test_density_is_the_smoothed_dense_one_within_its_error(name):
     assert (np.abs(scores) < 4.5 * np.sqrt((np.asarray(many.moments_error) ** 2).mean(axis=0) / 40) + 1e-10).all()
 
 
-def test_density_has_integral_one_on_its_own_grid(precision):
-    del precision
-    dense = jnp.asarray(matrix(SPECTRA["flat"]), jnp.result_type(float))
-    spectrum = jax.jit(lambda m: js.curvature.spectral_density(lambda v: m @ v, m[0], samples=3, steps=20))(dense)
+def test_density_has_integral_one_on_its_own_grid_in_float32():
+    with jax.enable_x64(False):
+        dense = jnp.asarray(matrix(SPECTRA["flat"]), jnp.float32)
+        spectrum = jax.jit(lambda m: js.curvature.spectral_density(lambda v: m @ v, m[0], samples=3, steps=20))(dense)
+    assert spectrum.density.dtype == jnp.float32
     np.testing.assert_allclose(np.trapezoid(spectrum.density, spectrum.grid), 1, rtol=1e-3)
-    np.testing.assert_allclose(np.sum(spectrum.weights, axis=1), 1, rtol=tolerance(dense.dtype, 10, 1))
-    assert spectrum.grid[0] < -1 < 2 < spectrum.grid[-1]
-    assert float(spectrum.grid[-1]) < 2.5
+    np.testing.assert_allclose(np.sum(spectrum.weights, axis=1), 1, rtol=tolerance(np.float32, 10, 1))
+    assert -1.5 < spectrum.grid[0] < -1 < 2 < spectrum.grid[-1] < 2.5
 
 
 @jax.jit
@@ -280,35 +273,21 @@ def test_reorthogonalization_leaves_no_ghosts():
 
 
 def test_nan_gives_nan():
-    @jax.jit
-    def run():
-        product = lambda v: v.at[3].set(jnp.nan)  # noqa: E731
-        like = jnp.ones(50)
-        results = [js.curvature.trace(product, like, method=method, max_matvecs=6).value for method in ("xtrace", "hutchinson")]
-        results.append(js.curvature.diagonal(product, like, max_matvecs=4).value[3])
-        spectrum = js.curvature.spectral_density(product, like, samples=2, steps=4)
-        return [*results, spectrum.density, spectrum.standard_error, spectrum.moments, spectrum.grid, spectrum.nodes]
-
-    for result in run():
+    broken = jnp.full((60, 60), jnp.nan)
+    keys = jax.random.split(jax.random.key(1), KEYS)
+    for method in ("xtrace", "hutchinson"):
+        assert np.isnan(traces(broken, keys, method).value).all()
+    assert np.isnan(diagonals(broken, keys).value).all()
+    spectrum = forty_densities(broken)
+    for result in (spectrum.density, spectrum.standard_error, spectrum.moments, spectrum.nodes):
         assert np.isnan(result).all()
 
 
-def test_batched_estimates_equal_single_ones_and_compile_once():
-    matrices = jnp.stack([jnp.asarray(matrix(SPECTRA[name], seed)) for seed, name in enumerate(("flat", "decaying"))])
-
-    @jax.jit
-    def run(m):
-        product = lambda v: m @ v  # noqa: E731
-        spectrum = js.curvature.spectral_density(product, m[0], samples=2, steps=8, points=5)
-        return js.curvature.trace(product, m[0]), spectrum._replace(nodes=0, weights=0)
-
-    first = run(matrices[0])
+def test_other_matrices_and_keys_compile_nothing():
+    forty_densities(matrix(SPECTRA["flat"]))
     with count_compilations() as compiled:
-        second = run(matrices[1])
+        forty_densities(matrix(SPECTRA["zero"]))
     assert not compiled
-    together = jax.jit(jax.vmap(run))(matrices)
-    alone = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), together, alone)
 
 
 def test_probes_are_labelled_and_right():
@@ -318,17 +297,20 @@ def test_probes_are_labelled_and_right():
         js.probes.spectral_density(operator="fisher", samples=2, steps=6, points=30, moments=2, every=2),
     ]
     start = problem.init(jax.random.key(0))
-    ds = js.simulate(problem, js.optimizers.gd(0.1), 3, init=start, probes=probes, every=3)
-    assert ds.trace.dims == ("step",)
-    assert ds.spectral_density.dims == ds.spectral_density_at.dims == ("step_2", "density_point")
-    assert ds.spectral_moments.dims == ("step_2", "moment")
-    assert int(ds.hvps) == 2 * 24 + 3 * 12
+
+    @jax.jit
+    def measure(problem, start):
+        return [probe.evaluate(problem, start, None) for probe in probes]
+
+    total, spectrum = measure(problem, start)
+    for probe, values in zip(probes, (total, spectrum), strict=True):
+        assert set(values) == set(probe.variables)
+        assert {name: len(label.dims) for name, label in probe.variables.items()} == {n: v.ndim for n, v in values.items()}
+        assert [probe.variables[name].role for name in values if name.endswith("products")] == ["products"]
     exact = np.trace(dense_hessian(problem.loss, start))
-    assert abs(float(ds.trace[0]) - exact) < 4 * float(ds.trace_error[0])
-    assert float(ds.trace_error[0]) < 0.2 * exact
-    fisher = js.operators.fisher(problem, start)
-    mean = jax.jit(lambda: js.curvature.trace(fisher, max_matvecs=10_000).value / fisher.size)()
-    assert abs(float(ds.spectral_moments[0, 0]) - mean) < 20 * float(ds.spectral_moments_error[0, 0])
+    assert abs(float(total["trace"]) - exact) < 4 * float(total["trace_error"])
+    assert float(total["trace_error"]) < 0.2 * exact
+    assert (int(total["trace_products"]), int(spectrum["spectral_density_products"])) == (24, 12)
 
 
 def test_misuse_names_the_argument():

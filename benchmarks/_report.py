@@ -1,0 +1,41 @@
+"""What the benchmarks share: timing with the first call apart, and the machine in the report."""
+
+import json
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+
+import jaxsharp as js
+
+
+def timed(call, repeats: int) -> tuple[object, float, float]:
+    """The result of a call, the seconds of its first run, which compiles, and the median seconds of the others."""
+    seconds = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        result = jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - began)
+    return result, seconds[0], statistics.median(seconds[1:])
+
+
+def machine() -> dict:
+    """Device, versions, precision and commit."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    device = jax.devices()[0]
+    return {
+        "device": f"{device.platform}: {device.device_kind}",
+        "jax": jax.__version__,
+        "jaxsharp": js.__version__,
+        "x64": bool(jax.config.jax_enable_x64),
+        "commit": commit,
+    }
+
+
+def write(report: dict, out: Path | None) -> None:
+    """Prints a report as JSON, and writes it where asked."""
+    print(json.dumps(report, indent=1))
+    if out:
+        out.write_text(json.dumps(report, indent=1) + "\n")
