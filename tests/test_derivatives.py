@@ -88,14 +88,14 @@ def test_the_sum_is_smooth_where_eigenvalues_cross_inside_it_and_only_there():
 
 
 @partial(jax.jit, static_argnames="budget")
-def two_of_eighty(matrix, guess, budget=12):
+def two_of_eighty(matrix, guess, budget=16):
     return js.curvature.top_eigenvalue_sum(lambda v: matrix @ v, matrix[0], 2, guess, tol=1e-8, max_matvecs=budget)
 
 
 COLD = jnp.zeros((3, 80))
 
 
-@pytest.mark.parametrize("budget", [6, 12])
+@pytest.mark.parametrize("budget", [9, 16])
 def test_the_angle_bounds_that_of_the_eigenspaces(budget):
     rng = np.random.default_rng(5)
     for _ in range(4):
@@ -120,9 +120,8 @@ def test_an_unconverged_or_broken_operator_is_not_reliable():
 def test_a_guess_saves_products():
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(80, 80)))[0]
     matrix = jnp.asarray((basis * np.r_[9.0, 8.0, 7.0, np.linspace(1, -1, 77)]) @ basis.T)
-    assert int(two_of_eighty(matrix, COLD).pairs.matvecs) == 12
-    warm = two_of_eighty(matrix, jnp.asarray(basis[:, :3].T))
-    assert int(warm.pairs.matvecs) == 3
+    cold, warm = two_of_eighty(matrix, COLD), two_of_eighty(matrix, jnp.asarray(basis[:, :3].T))
+    assert 2 * int(warm.pairs.matvecs) < int(cold.pairs.matvecs) <= 16
     np.testing.assert_allclose(warm.value, 17, rtol=1e-10)
 
 
@@ -218,6 +217,14 @@ def test_gradient_of_a_sampled_trace_is_unbiased_with_frozen_probes(method):
     assert np.abs(scores).max() < 4.5
     # this Hessian is linear in w, so an estimate linear in H with everything else frozen equals its gradient times w
     np.testing.assert_allclose(gradients @ w, values, rtol=1e-9)
+
+
+def test_xtrace_freezes_its_range():
+    # with everything frozen the value is ⟨W, A⟩ with W on the span of the 3 test vectors and the range of 3; a range that moves
+    # brings further directions
+    slope = jax.jit(jax.grad(lambda m: js.curvature.trace(lambda v: m @ v, m[0], method="xtrace", max_matvecs=6).value))
+    weights = np.asarray(slope(jnp.asarray(SIMPLE)))
+    assert np.linalg.matrix_rank(weights + weights.T, tol=1e-9) == 6
 
 
 def test_members_of_a_batch_fail_alone_and_nothing_compiles_twice():

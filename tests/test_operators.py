@@ -245,6 +245,7 @@ def test_segments_with_chunks_a_custom_rule_and_integers_against_dense():
         np.testing.assert_allclose(result, exact, rtol=0, atol=1e-12 * np.abs(exact).max())
 
 
+@pytest.mark.smoke
 def test_cuts_leave_little_inside_each_segment():
     def chain(x):
         for _ in range(12):

@@ -104,7 +104,7 @@ def test_products_are_counted_and_batches_change_nothing():
         return dense @ v
 
     def run(batch):
-        trace = js.curvature.trace(product, dense[0], max_matvecs=9, batch=batch)
+        trace = js.curvature.trace(product, dense[0], method="xtrace", max_matvecs=9, batch=batch)
         return trace, js.curvature.diagonal(product, dense[0], max_matvecs=9, batch=batch)
 
     results = []
@@ -318,7 +318,7 @@ def test_misuse_names_the_argument():
     with pytest.raises(ValueError, match="method='best'"):
         js.curvature.trace(product, like, method="best")
     with pytest.raises(ValueError, match="max_matvecs=3"):
-        js.curvature.trace(product, like, max_matvecs=3)
+        js.curvature.trace(product, like, method="xtrace", max_matvecs=3)
     with pytest.raises(ValueError, match="max_matvecs=1"):
         js.curvature.diagonal(product, like, max_matvecs=1)
     with pytest.raises(ValueError, match="samples=1"):
@@ -330,6 +330,6 @@ def test_misuse_names_the_argument():
     with pytest.raises(ValueError, match="operator='hessien'"):
         js.probes.trace(operator="hessien")
     with pytest.raises(ValueError, match="xtrace"):
-        js.probes.trace(max_matvecs=2)
+        js.probes.trace(method="xtrace", max_matvecs=2)
     with pytest.raises(ValueError, match="samples=1"):
         js.probes.spectral_density(samples=1)

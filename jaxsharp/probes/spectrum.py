@@ -71,7 +71,7 @@ class _SpectralDensity(_Operator):
 def trace(
     *,
     operator: str = "hessian",
-    method: str = "xtrace",
+    method: str = "hutchinson",
     max_matvecs: int = 32,
     spherical: bool = False,
     seed: int = 0,
