@@ -105,6 +105,11 @@ def test_the_angle_bounds_that_of_the_eigenspaces(budget):
         found = np.asarray(at.pairs.vectors[:2])
         sine = np.linalg.norm(found - found @ basis[:, :2] @ basis[:, :2].T)
         assert sine <= float(at.angle) * (1 + 1e-6) + 1e-12
+        vectors = np.asarray(at.pairs.vectors)
+        values = np.einsum("ij,jk,ik->i", vectors, matrix, vectors)
+        residuals = np.linalg.norm(vectors @ matrix - values[:, None] * vectors, axis=1)
+        certain = values[1] - values[2] - residuals[2]  # the third may be that much higher than its estimate
+        np.testing.assert_allclose(at.angle, np.linalg.norm(residuals[:2]) / certain if certain > 0 else np.inf, rtol=1e-5)
         assert bool(at.reliable) == (float(at.angle) <= 0.1)
 
 
