@@ -5,7 +5,7 @@ Three nouns (Problem, Dynamics, Probe) and two verbs (simulate, sweep); see the 
 
 from importlib import metadata as _metadata
 
-from jaxsharp import curvature, data, flows, minimizers, models, optimizers, probes, problems, selfcheck, sphere
+from jaxsharp import curvature, data, flows, minimizers, models, operators, optimizers, probes, problems, selfcheck, sphere
 from jaxsharp.dynamics import as_dynamics
 from jaxsharp.results import load, save
 from jaxsharp.simulation import simulate, sweep
@@ -23,6 +23,7 @@ __all__ = [
     "load",
     "minimizers",
     "models",
+    "operators",
     "optimizers",
     "probes",
     "problems",

@@ -1,8 +1,15 @@
 """Hessian-vector products, the only place in the library that nests derivatives for the Hessian."""
 
-import jax
+from collections.abc import Callable
+from functools import partial
 
-from jaxsharp._types import Loss, MatVec, Params, PyTree
+import jax
+from jax.tree_util import Partial
+
+from jaxsharp._types import Loss, Params, PyTree
+from jaxsharp.curvature._batches import check_chunk, mean_over_chunks
+from jaxsharp.curvature.operator import Operator
+from jaxsharp.curvature.rematerialize import rematerialized
 
 
 def hvp(loss: Loss, params: Params, v: PyTree) -> PyTree:
@@ -28,16 +35,29 @@ def hvp(loss: Loss, params: Params, v: PyTree) -> PyTree:
     return jax.jvp(jax.grad(loss), (params,), (v,))[1]
 
 
-def hessian_operator(loss: Loss, params: Params) -> MatVec:
-    """Linearizes the gradient once and returns the map v -> H(w) v, for many products at one point.
+def hessian_operator(
+    loss: Callable, params: Params, data: PyTree | None = None, *, chunk: int | None = None, segments: int = 1
+) -> Operator:
+    """Makes the Hessian v -> H(w) v of a loss at one point, for many products.
+
+    The gradient is linearized once, and its intermediate values are held in memory between products. With `chunk` each product
+    walks through the data instead, H v = Σ (n_c / n) H_c v, and holds the intermediate values of one chunk at a time; with
+    `segments` it evaluates stretches of the loss again and holds those of one stretch. The two can be combined.
 
     Args:
-        loss: `(params) -> scalar`, twice differentiable.
+        loss: `(params) -> scalar`, twice differentiable; with data `(params, data) -> scalar`, a mean over samples.
         params: the point w.
+        data: arrays of any structure, all with the samples on their leading axis.
+        chunk: how many samples at a time; all of them by default. Where samples depend on each other (batch normalization) the
+            sum over chunks is not the Hessian.
+        segments: into how many stretches to cut the loss, see `rematerialized`; 1 keeps everything.
 
     Returns:
-        A function on pytrees like params. Cost: the linearization about 1 gradient and its intermediate values held in
-        memory, then 1 product per call.
+        An `Operator` on pytrees like params. Cost: the linearization about 1 gradient, then 1 product per call; with chunks or
+        segments no linearization, but in each product what it saved.
+
+    Raises:
+        ValueError: for chunks without data, or a bad number of either.
 
     Example:
         >>> import jax.numpy as jnp, jaxsharp as js
@@ -45,4 +65,18 @@ def hessian_operator(loss: Loss, params: Params) -> MatVec:
         >>> product(jnp.array([0.0, 2.0])).tolist()
         [0.0, 24.0]
     """
-    return jax.linearize(jax.grad(loss), params)[1]
+    check_chunk(chunk)
+    if data is None:
+        if chunk is not None:
+            raise ValueError("chunk= needs data= to cut, and a loss of (params, data).")
+        if segments == 1:
+            return Operator(jax.linearize(jax.grad(loss), params)[1], params)
+        return Operator(Partial(partial(hvp, rematerialized(loss, segments)), params), params)
+    loss = rematerialized(loss, segments)
+    if chunk is None and segments == 1:
+        return Operator(jax.linearize(jax.grad(lambda w: loss(w, data)), params)[1], params)
+    return Operator(Partial(partial(_chunked_product, loss, chunk), params, data), params)
+
+
+def _chunked_product(loss, chunk, params, data, v):
+    return mean_over_chunks(lambda part: hvp(lambda w: loss(w, part), params, v), data, chunk)

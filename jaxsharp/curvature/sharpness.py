@@ -67,8 +67,9 @@ def sharpness(
     """Evaluates the sharpness λ1(H(w)), the largest eigenvalue of the Hessian, differentiably.
 
     By the envelope rule ∇λ1 = ∇_w (v1ᵀ H(w) v1) at fixed v1, exact where λ1 is simple and v1 has converged; the error of the
-    gradient is of first order in the error of v1. Where λ1 = λ2 the sharpness has no gradient; look at `top_eigenpairs` with
-    k=2. A second derivative through this function would miss the motion of v1: do not take one.
+    gradient is of first order in the error of v1. Where λ1 = λ2 the sharpness has no gradient and this returns the one along
+    one of the eigenvectors; `top_eigenvalue_sum` with k=1 says so, at the price of a second eigenpair. A second derivative
+    through this function would miss the motion of v1: do not take one.
 
     Args:
         loss: `(params) -> scalar`, three times differentiable.
@@ -95,6 +96,28 @@ def sharpness(
     tol = default_tolerance(params) if tol is None else tol
     pairs = frozen_eigenpairs(loss, params, 1, guess, tol=tol, max_matvecs=max_matvecs, key=key)
     return rayleigh_quotient(loss, params, jax.tree.map(lambda rows: rows[0], pairs.vectors))
+
+
+def log_sharpness(loss: Loss, params: Params, **options) -> Scalar:
+    """Evaluates log λ1(H(w)), differentiably: ∇ log λ1 = ∇λ1 / λ1, the direction in which the flows on minimizers move.
+
+    Args:
+        loss: `(params) -> scalar`, three times differentiable.
+        params: the point w.
+        **options: of `sharpness`.
+
+    Returns:
+        A scalar, NaN where λ1 is negative. Cost: that of `sharpness`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxsharp as js
+        >>> gradient = jax.grad(lambda w: js.curvature.log_sharpness(lambda w: jnp.sum(w**4), w))(jnp.array([1.0, 2.0]))
+        >>> [round(float(g), 3) for g in gradient]
+        [0.0, 1.0]
+
+    Source: theory §2.
+    """
+    return jnp.log(sharpness(loss, params, **options))
 
 
 def default_tolerance(params: Params) -> float:

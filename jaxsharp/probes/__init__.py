@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jaxsharp.probes.probe import FunctionProbe, Probe, Variable, function
 from jaxsharp.probes.scalars import effective_learning_rate, grad_norm, loss, metrics, parameter_norm, parameters
 from jaxsharp.probes.sharpness import SharpnessProbe, sharpness, spherical_sharpness
+from jaxsharp.probes.spectrum import spectral_density, trace
 
 BY_NAME = {
     "loss": loss,
@@ -15,6 +16,8 @@ BY_NAME = {
     "metrics": metrics,
     "parameters": parameters,
     "parameter_norm": parameter_norm,
+    "trace": trace,
+    "spectral_density": spectral_density,
 }
 
 
@@ -70,5 +73,7 @@ __all__ = [
     "parameters",
     "resolve",
     "sharpness",
+    "spectral_density",
     "spherical_sharpness",
+    "trace",
 ]

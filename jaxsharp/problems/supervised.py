@@ -49,9 +49,13 @@ class _Network:
     def initialize(self, key, inputs):
         return self.model.init(key, inputs)["params"]
 
+    def outputs(self, params, inputs):
+        """Outputs before the read-out, with the inputs' own statistics, and these statistics."""
+        return self._apply({"params": params}, inputs, True)
+
     def predict(self, params, data):
         """Predictions on the training set with its own statistics, and these statistics."""
-        outputs, statistics = self._apply({"params": params}, data.train.inputs, True)
+        outputs, statistics = self.outputs(params, data.train.inputs)
         return _read_out(outputs, data), statistics
 
     def predict_test(self, params, statistics, data):
@@ -167,6 +171,57 @@ def supervised(model: nn.Module, train: Any, test: Any = None, loss: str | Calla
         scale_invariant=scale_invariant,
         name=f"supervised {type(model).__name__}",
     )
+
+
+class SampleLoss(NamedTuple):
+    """A full-batch loss taken apart into samples, L(w) = (1/n) Σᵢ loss(predict(w, inputs), targets)ᵢ.
+
+    Attributes:
+        predict: `(params, inputs) -> outputs (n, ...)`.
+        loss: `mse` or `cross_entropy`, or a function `(outputs, targets) -> (n,)`.
+        data: (inputs, targets) of the training set.
+        coupled: whether the output of a sample depends on the other samples, as with batch normalization.
+    """
+
+    predict: Callable
+    loss: str | Callable
+    data: tuple[Array, Array]
+    coupled: bool
+
+
+def sample_loss(problem: Problem, params: Any) -> SampleLoss:
+    """Takes the loss of a supervised problem apart into model, loss per sample and data.
+
+    Args:
+        problem: made by `supervised`.
+        params: any of its parameters, for their shapes.
+
+    Returns:
+        `SampleLoss`.
+
+    Raises:
+        ValueError: for another problem.
+
+    Example:
+        >>> import jax, jaxsharp as js
+        >>> problem = js.problems.supervised(js.models.MLP(widths=(8,)), js.data.digits(count=50)[0])
+        >>> parts = js.problems.sample_loss(problem, problem.init(jax.random.key(0)))
+        >>> parts.loss, parts.coupled
+        ('mse', False)
+    """
+    if not isinstance(problem.loss_fn, _Loss):
+        raise ValueError(
+            f"the problem {problem.name!r} is not made of a model and a loss per sample; hand your own predict function to "
+            "js.curvature.gauss_newton_operator and its like."
+        )
+    network, per_sample, data = problem.loss_fn.network, problem.loss_fn.per_sample, problem.data
+
+    def predict(params, inputs):
+        return _read_out(network.outputs(params, inputs)[0], data)
+
+    statistics = jax.eval_shape(lambda w: network.outputs(w, data.train.inputs)[1], params)
+    name = next((name for name, function in LOSSES.items() if function is per_sample), per_sample)
+    return SampleLoss(predict, name, (data.train.inputs, data.train.targets), bool(jax.tree.leaves(statistics)))
 
 
 def _table(pair, label, outputs, per_sample):
