@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.custom_batching import custom_vmap
 
 from jaxsharp._types import Array, Count, Params, PyTree
 from jaxsharp.problems import Problem
@@ -69,9 +70,14 @@ class Dynamics(Protocol):
 class OptimizerDynamics:
     """The Dynamics of full-batch training with an optax transformation, w ← w + update(∇L(w)).
 
+    `update` gets these extra arguments, which transformations that do not know them ignore: `value` and `grad` (loss and
+    gradient here), `value_fn` and `loss_fn` (the loss as a function of the parameters), `full_params` (all parameters, also
+    inside `optax.masked`), `step` (the completed steps, one number for all members of a grid), and where the problem has
+    samples `batch` with `batch_loss_fn(params, batch)`, and where it has a likelihood `sampled_loss_fn(params, key)`. A state
+    with the fields `hvps` and `converged` (`js.optimizers.ire`) adds its products, and its doubts, to the member's.
+
     Attributes:
-        optimizer: anything with optax's `init` and `update`, as a pytree whose leaves are hyper-parameters. The loss is passed
-            to `update` as the extra argument `value`.
+        optimizer: anything with optax's `init` and `update`, as a pytree whose leaves are hyper-parameters.
         keep_previous: whether states keep the parameters of one step earlier.
 
     Example:
@@ -88,8 +94,8 @@ class OptimizerDynamics:
 
     @property
     def hyperparams(self) -> dict:
-        """Hyper-parameters by name, empty for a bare optax transformation."""
-        return dict(getattr(self.optimizer, "hyperparams", {}))
+        """Hyper-parameters by name, those of a wrapped optimizer too; empty for a bare optax transformation."""
+        return _all_hyperparams(self.optimizer)
 
     @property
     def time_per_step(self) -> None:
@@ -108,17 +114,18 @@ class OptimizerDynamics:
             status=jnp.zeros((), jnp.int32),
             hvps=jnp.zeros((), jnp.int32),
             previous=params if self.keep_previous else None,
-            rate=getattr(inner, "rate", None),
+            rate=_innermost(inner, "rate"),
         )
 
     def step(self, problem: Problem, state: State) -> State:
         """Takes one optimizer step; a step from a loss, or to parameters, not finite or huge is not taken and sets DIVERGED."""
         value, gradient = jax.value_and_grad(problem.loss)(state.params)
         update = optax.with_extra_args_support(self.optimizer).update
-        updates, inner = update(gradient, state.inner, state.params, value=value)
+        updates, inner = update(gradient, state.inner, state.params, **_extra_arguments(problem, state, value, gradient))
+        still = stopped(state.status)
+        updates = jax.tree.map(lambda leaf, w: leaf * _gate(still, w), updates, state.params)
         params = optax.apply_updates(state.params, updates)
         bounded = jnp.stack([jnp.all(jnp.abs(leaf) < LARGEST) for leaf in jax.tree.leaves(params)]).all() & jnp.isfinite(value)
-        still = stopped(state.status)
         moves = bounded & ~still
         after = replace(
             state,
@@ -126,11 +133,13 @@ class OptimizerDynamics:
             inner=inner,
             count=state.count + 1,
             previous=state.params if self.keep_previous else None,
-            rate=getattr(inner, "rate", None),
+            rate=_innermost(inner, "rate"),
+            hvps=state.hvps + _spent(inner, state.inner),
         )
         kept = jax.tree.map(lambda new, old: jnp.where(moves, new, old), after, state)
         diverged = jnp.where(bounded, 0, int(Status.DIVERGED)).astype(state.status.dtype)
-        return replace(kept, status=state.status | jnp.where(still, 0, diverged))
+        doubtful = jnp.where(_innermost(kept.inner, "converged", True), 0, int(Status.EIGENPAIR_UNCONVERGED))
+        return replace(kept, status=state.status | jnp.where(still, 0, diverged | doubtful.astype(diverged.dtype)))
 
     def advance(self, problem: Problem, state: State, steps: Count) -> State:
         """Takes a traced number of steps."""
@@ -162,13 +171,123 @@ def as_dynamics(rule, *, keep_previous: bool = False) -> Dynamics:
     if isinstance(rule, Dynamics):
         return rule
     if hasattr(rule, "init") and hasattr(rule, "update"):
-        if not hasattr(rule, "hyperparams"):
-            rule = _BareTransformation(rule)
-        return OptimizerDynamics(rule, keep_previous)
+        return OptimizerDynamics(as_transformation(rule), keep_previous)
     raise ValueError(
         f"expected an optimizer, a flow or an optax transformation, got {type(rule).__name__}; "
         "call the factory first, for example js.optimizers.gd(0.1)."
     )
+
+
+def as_transformation(rule) -> optax.GradientTransformationExtraArgs:
+    """Makes any optax transformation a pytree whose leaves are its hyper-parameters, so that it may wrap and be wrapped.
+
+    Args:
+        rule: an optimizer of jaxsharp (returned as it is), or anything with optax's `init` and `update`, whose numbers are
+            then static: pass the same object again to reuse a compiled program.
+
+    Returns:
+        A transformation that takes extra arguments.
+
+    Example:
+        >>> import jax, optax
+        >>> jax.tree.leaves(as_transformation(optax.sgd(0.1)))
+        []
+    """
+    return rule if hasattr(rule, "hyperparams") else _BareTransformation(rule)
+
+
+@custom_vmap
+def common_count(count: Count) -> Count:
+    """Returns a count that all members of a grid share, as one number also under `vmap`.
+
+    Members that still move have taken the same number of steps; a stopped one has taken fewer. A `cond` on the result stays a
+    `cond` under `vmap`, so that what is due every n steps costs nothing between.
+
+    Args:
+        count: completed steps of one member.
+
+    Returns:
+        The largest count of the members, not batched.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> int(jax.vmap(common_count, out_axes=None)(jnp.array([3, 7])))
+        7
+    """
+    return count
+
+
+@common_count.def_vmap
+def _(size, batched, count):
+    del size
+    return common_count(jnp.max(count, axis=0) if batched[0] else count), False
+
+
+@custom_vmap
+def any_member(flag: Array) -> Array:
+    """Returns whether a flag is set in any member of a grid, as one value also under `vmap`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> bool(jax.vmap(any_member, out_axes=None)(jnp.array([False, True])))
+        True
+    """
+    return flag
+
+
+@any_member.def_vmap
+def _(size, batched, flag):
+    del size
+    return any_member(jnp.any(flag, axis=0) if batched[0] else flag), False
+
+
+def _extra_arguments(problem, state, value, gradient) -> dict:
+    def value_fn(params, loss_fn=None, full_params=None, step=None, sampled_loss_fn=None, batch_loss_fn=None, batch=None):
+        # optax's line searches refuse extra arguments that value_fn does not take
+        return problem.loss(params)
+
+    extra = {
+        "value": value,
+        "grad": gradient,
+        "value_fn": value_fn,
+        "loss_fn": problem.loss,
+        "full_params": state.params,
+        "step": common_count(state.count),
+    }
+    if problem.sampled_loss_fn is not None:
+        extra["sampled_loss_fn"] = problem.sampled_loss
+    if problem.take_fn is not None:
+        extra["batch_loss_fn"] = lambda params, indices: problem.take(indices).loss(params)
+        extra["batch"] = jnp.arange(problem.samples)
+    return extra
+
+
+def _gate(still, leaf):
+    """Ones that the compiler does not know to be ones, zeros where nothing moves.
+
+    Without this product a compiler rounds w − η g once where it rounds a wrapped w + 1 · (−η g) twice, and a wrapper that does
+    nothing would not be the base bit for bit.
+    """
+    return jnp.where(still | jnp.isnan(leaf), 0, 1).astype(leaf.dtype)
+
+
+def _all_hyperparams(rule) -> dict:
+    own = dict(getattr(rule, "hyperparams", {}))
+    wrapped = [_all_hyperparams(value) for value in own.values() if hasattr(value, "hyperparams")]
+    return {name: value for found in [*wrapped, own] for name, value in found.items()}
+
+
+def _innermost(inner, name, default=None):
+    """A field of an optimizer's state, or of the state of the optimizer that it wraps."""
+    while not hasattr(inner, name) and hasattr(inner, "base"):
+        inner = inner.base
+    return getattr(inner, name, default)
+
+
+def _spent(after, before):
+    """Products that the optimizer spent in a step."""
+    spent = _innermost(after, "hvps", 0) - _innermost(before, "hvps", 0)
+    return jnp.asarray(spent, jnp.int32)
 
 
 class _BareTransformation(optax.GradientTransformationExtraArgs):
