@@ -363,6 +363,59 @@ def test_state_is_as_large_as_promised():
     assert size(sam(base, 0.1).init(w)) - size(base.init(w)) == 4
 
 
+# --- Probes. --------------------------------------------------------------------------------------------------------------------
+
+
+def test_probes_see_the_mask_and_what_it_protects():
+    problem, w = network()
+    rule = ire(optimizers.gd(0.3), 4.0, 0.6, every=3, warmup=1)
+    probes = [js.probes.mask(), js.probes.protection(k=3, tol=1e-9), "parameters"]
+    ds = js.simulate(problem, rule, 9, init=w, probes=probes, every=3)
+    gradient, hessian = jax.jit(jax.grad(problem.loss)), jax.jit(jax.hessian(lambda v: problem.loss(unravel(v))))
+    theta, unravel = jax.flatten_util.ravel_pytree(w)
+    theta = np.asarray(theta)
+    size, previous, turnovers = theta.size, np.zeros(theta.size, bool), []
+    mask = previous
+    for step in range(10):
+        if step % 3 == 0:
+            vectors = np.linalg.eigh(hessian(theta))[1][:, ::-1][:, :3]
+            shares = (vectors[~mask] ** 2).sum(axis=0)
+            here = ds.sel(step=step)
+            np.testing.assert_allclose(here.parameters, theta, rtol=1e-10)
+            np.testing.assert_allclose(here.protection_of, shares, atol=1e-7)
+            np.testing.assert_allclose(here.protection, shares.mean(), atol=1e-7)
+            np.testing.assert_allclose(here.mask_fraction, mask.mean(), rtol=1e-12)
+            turnovers.append((mask != previous).mean())
+            previous = mask
+        g = flat(gradient(unravel(theta)))
+        if step >= 1 and (step - 1) % 3 == 0:
+            mask = np.zeros(size, bool)
+            mask[np.argsort(g**2, kind="stable")[: round(0.6 * size)]] = True
+        theta = theta - 0.3 * g * (1 + 4 * mask)
+    assert np.isnan(ds.mask_turnover[0])
+    np.testing.assert_allclose(ds.mask_turnover[1:], turnovers[1:], rtol=1e-12)
+    assert 0 < turnovers[2] < 0.5
+    assert int(ds.status) == 0
+
+
+def test_an_exact_eigenspace_protects_all_and_a_plain_optimizer_has_nothing_to_show():
+    problem, w = network()
+    rule = ire(optimizers.gd(1e-6), 1.0, None, estimator=Eigenspace(2, tol=1e-8))
+    ds = js.simulate(problem, rule, 4, init=w, probes=[js.probes.protection(k=2, tol=1e-8)], every=4)
+    np.testing.assert_allclose(ds.protection_of, [[0, 0], [1, 1]], atol=1e-6)
+    for probe in ("mask", "protection"):
+        with pytest.raises(ValueError, match=f"the probe {probe} needs an optimizer"):
+            js.simulate(problem, optimizers.gd(0.1), 1, probes=[probe])
+    with pytest.raises(ValueError, match="k >= 1"):
+        js.probes.protection(k=0)
+
+
+def test_the_mask_probe_counts_what_masked_hides_as_not_flat():
+    inner = ire(optimizers.gd(0.1), 1.0, 1.0)
+    ds = js.simulate(js.problems.valley(), optax.masked(inner, {"u": True, "v": False}), 2, probes=["mask"], every=1)
+    assert ds.mask_fraction.values.tolist() == [0, 0.5, 0.5]
+
+
 # --- Grids, optax and sharding. -------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from jaxsharp.probes.flatness import MaskProbe, ProtectionProbe, mask, protection
 from jaxsharp.probes.probe import FunctionProbe, Probe, Variable, function
 from jaxsharp.probes.scalars import effective_learning_rate, grad_norm, loss, metrics, parameter_norm, parameters
 from jaxsharp.probes.sharpness import SharpnessProbe, sharpness, spherical_sharpness
@@ -15,6 +16,8 @@ BY_NAME = {
     "metrics": metrics,
     "parameters": parameters,
     "parameter_norm": parameter_norm,
+    "mask": mask,
+    "protection": protection,
 }
 
 
@@ -58,16 +61,20 @@ def resolve(probes: Sequence[str | Probe]) -> tuple[Probe, ...]:
 __all__ = [
     "BY_NAME",
     "FunctionProbe",
+    "MaskProbe",
     "Probe",
+    "ProtectionProbe",
     "SharpnessProbe",
     "Variable",
     "effective_learning_rate",
     "function",
     "grad_norm",
     "loss",
+    "mask",
     "metrics",
     "parameter_norm",
     "parameters",
+    "protection",
     "resolve",
     "sharpness",
     "spherical_sharpness",
