@@ -378,10 +378,11 @@ def test_probes_see_the_mask_and_what_it_protects():
     mask = previous
     for step in range(10):
         if step % 3 == 0:
-            vectors = np.linalg.eigh(hessian(theta))[1][:, ::-1][:, :3]
+            values, vectors = (part[..., ::-1][..., :3] for part in np.linalg.eigh(hessian(theta)))
             shares = (vectors[~mask] ** 2).sum(axis=0)
             here = ds.sel(step=step)
             np.testing.assert_allclose(here.parameters, theta, rtol=1e-10)
+            np.testing.assert_allclose(here.protection_eigenvalue, values, rtol=1e-9)
             np.testing.assert_allclose(here.protection_of, shares, atol=1e-7)
             np.testing.assert_allclose(here.protection, shares.mean(), atol=1e-7)
             np.testing.assert_allclose(here.mask_fraction, mask.mean(), rtol=1e-12)

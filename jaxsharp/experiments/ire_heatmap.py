@@ -97,10 +97,12 @@ def run(settings: Settings, *, progress: bool = False, checkpoint: str | os.Path
         seeds=settings.seeds,
         steps=settings.steps,
         every=settings.steps,
-        probes=["loss", "metrics", probes.sharpness(), probes.protection(k=5)],
+        probes=["loss", "metrics", probes.protection(k=5)],
         progress=progress,
         checkpoint=checkpoint,
     )
+    largest = ds["protection_eigenvalue"].isel(eigenvalue=0, drop=True)
+    ds["sharpness"] = largest.assign_attrs(long_name="sharpness λ1")
     for name, label in (("kappa", "IRE strength κ"), ("gamma", "fraction γ of flat parameters"), ("seed", "seed")):
         ds[name].attrs = {"long_name": label, "units": "1"}
     ds.attrs["title"] = "IRE over κ and γ on digits"

@@ -5,6 +5,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
@@ -54,6 +56,13 @@ def _v(problem, params):
     return params["v"]
 
 
+def _sharpness(problem, params):
+    """λ1 of the two by two Hessian."""
+    hessian = jax.hessian(problem.loss)(params)
+    along, across, mixed = hessian["u"]["u"], hessian["v"]["v"], hessian["u"]["v"]
+    return (along + across) / 2 + jnp.sqrt(((along - across) / 2) ** 2 + mixed**2)
+
+
 def run(settings: Settings, *, progress: bool = False, checkpoint: str | os.PathLike | None = None) -> xr.Dataset:
     """Runs gradient descent with IRE for every learning rate and κ in one sweep.
 
@@ -77,7 +86,7 @@ def run(settings: Settings, *, progress: bool = False, checkpoint: str | os.Path
         {"learning_rate": settings.learning_rates, "kappa": settings.kappas},
         steps=settings.steps,
         init={"u": settings.u, "v": settings.v},
-        probes=[probes.function("u", _u), probes.function("v", _v), "loss", probes.sharpness(tol=1e-6), "mask"],
+        probes=[probes.function("u", _u), probes.function("v", _v), probes.function("sharpness", _sharpness), "loss", "mask"],
         progress=progress,
         checkpoint=checkpoint,
     )

@@ -76,6 +76,7 @@ class ProtectionProbe:
         return {
             "protection": Variable((), "protected share of the top eigenspace"),
             "protection_of": Variable(("eigenvalue",), "protected share of an eigenvector"),
+            "protection_eigenvalue": Variable(("eigenvalue",), "eigenvalue of a protected eigenvector"),
             "protection_residual": Variable(("eigenvalue",), "relative residual of the eigenvectors"),
             "protection_converged": Variable((), "whether the eigenvectors converged", role="converged"),
             "protection_products": Variable((), "products spent on the eigenvectors", role="products"),
@@ -101,6 +102,7 @@ class ProtectionProbe:
         values = {
             "protection": jnp.mean(shares),
             "protection_of": shares,
+            "protection_eigenvalue": pairs.values,
             "protection_residual": pairs.residuals,
             "protection_converged": pairs.converged,
             "protection_products": pairs.matvecs,
@@ -140,7 +142,8 @@ def protection(k: int = 5, *, tol: float = 1e-2, max_matvecs: int = 200, every: 
     an eigenspace is empty and protects nothing.
 
     Variables: `protection`, the mean over the k eigenvectors; `protection_of`, each one's, with the dimension `eigenvalue`;
-    `protection_residual`, `protection_converged`, `protection_products` as for `sharpness`.
+    `protection_eigenvalue`, the eigenvalues; `protection_residual`, `protection_converged`, `protection_products` as those of
+    `sharpness`.
 
     Args:
         k: how many eigenvectors.
