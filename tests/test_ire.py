@@ -14,6 +14,7 @@ from support import count_compilations, dense_hessian, flat
 
 import jaxsharp as js
 from jaxsharp import optimizers
+from jaxsharp.cli.configuration import factory_from
 from jaxsharp.optimizers import Eigenspace, Fisher, Hutchinson, ire, sam, smallest, smallest_fraction
 from jaxsharp.status import Status
 
@@ -456,6 +457,16 @@ def test_the_engine_counts_products_and_passes_doubts_on():
     assert ds.attrs["hvp_count"] == 3 * 4
     assert int(ds.status) == int(Status.EIGENPAIR_UNCONVERGED)
     assert np.isfinite(ds.loss.values).all()
+
+
+def test_a_configuration_file_nests_what_is_wrapped():
+    inner = {"name": "sam", "rho": 0.1, "base": {"name": "gd", "learning_rate": 0.2}}
+    make = factory_from({"optimizer": {"name": "ire", "gamma": 0.5, "base": inner}}, {"kappa": [1.0, 2.0]})
+    assert repr(make(kappa=2.0)) == repr(ire(sam(optimizers.gd(0.2), 0.1), 2.0, 0.5))
+    with pytest.raises(ValueError, match="optimizer needs learning_rate"):
+        factory_from({"optimizer": {**inner, "base": {"name": "gd"}}}, {})
+    with pytest.raises(ValueError, match="use one of gd, ire"):
+        factory_from({"optimizer": {"name": "smallest"}}, {})
 
 
 def test_works_in_chain_with_injected_hyperparameters_and_schedules():
