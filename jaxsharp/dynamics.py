@@ -19,7 +19,7 @@ LARGEST = 1e10
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "inner", "hyperparams", "count", "status", "hvps", "previous", "rate"],
+    data_fields=["params", "inner", "hyperparams", "count", "status", "hvps", "previous", "rate", "order"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class State:
         hvps: Hessian-vector products spent so far.
         previous: parameters one step earlier, for measuring at the midpoint; None where they are not kept.
         rate: the effective learning rate, where the rule sets its own; None where it follows from the hyper-parameters.
+        order: the training samples in the order of this epoch's minibatches; None for the full batch.
     """
 
     params: Params
@@ -45,6 +46,7 @@ class State:
     hvps: Count
     previous: Params | None = None
     rate: Array | None = None
+    order: Array | None = None
 
 
 @runtime_checkable
@@ -65,20 +67,26 @@ class Dynamics(Protocol):
     def params(self, state: State) -> Params: ...  # noqa: D102
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["optimizer"], meta_fields=["keep_previous"])
+@partial(jax.tree_util.register_dataclass, data_fields=["optimizer", "seed"], meta_fields=["keep_previous", "minibatch"])
 @dataclass(frozen=True)
 class OptimizerDynamics:
-    """The Dynamics of full-batch training with an optax transformation, w ← w + update(∇L(w)).
+    """The Dynamics of training with an optax transformation, w ← w + update(∇L(w)), L over all samples or over a minibatch.
+
+    Minibatches go through the samples in a new random order each epoch, without those left over at its end; step and seed alone
+    decide which samples a step sees.
 
     `update` gets these extra arguments, which transformations that do not know them ignore: `value` and `grad` (loss and
     gradient here), `value_fn` and `loss_fn` (the loss as a function of the parameters), `full_params` (all parameters, also
     inside `optax.masked`), `step` (the completed steps, one number for all members of a grid), and where the problem has
-    samples `batch` with `batch_loss_fn(params, batch)`, and where it has a likelihood `sampled_loss_fn(params, key)`. A state
+    samples `batch` with `batch_loss_fn(params, batch)`, where it has a likelihood `sampled_loss_fn(params, key)`, and with a
+    seed `key`; the functions are those of the minibatch. A state
     with the fields `hvps` and `converged` (`js.optimizers.ire`) adds its products, and its doubts, to the member's.
 
     Attributes:
         optimizer: anything with optax's `init` and `update`, as a pytree whose leaves are hyper-parameters.
         keep_previous: whether states keep the parameters of one step earlier.
+        seed: of minibatches and of the optimizer's random numbers, a whole number; None for an optimizer that brings its own.
+        minibatch: samples a step, None for all.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxsharp as js
@@ -91,6 +99,8 @@ class OptimizerDynamics:
 
     optimizer: optax.GradientTransformationExtraArgs
     keep_previous: bool = False
+    seed: Array | int | None = None
+    minibatch: int | None = None
 
     @property
     def hyperparams(self) -> dict:
@@ -104,7 +114,6 @@ class OptimizerDynamics:
 
     def init(self, problem: Problem, params: Params) -> State:
         """Returns the state of step 0."""
-        del problem
         inner = self.optimizer.init(params)
         return State(
             params=params,
@@ -114,14 +123,20 @@ class OptimizerDynamics:
             status=jnp.zeros((), jnp.int32),
             hvps=jnp.zeros((), jnp.int32),
             previous=params if self.keep_previous else None,
-            rate=_innermost(inner, "rate"),
+            rate=_find(inner, "rate"),
+            order=None if self.minibatch is None else jnp.arange(_checked_samples(problem, self.minibatch), dtype=jnp.int32),
         )
 
     def step(self, problem: Problem, state: State) -> State:
         """Takes one optimizer step; a step from a loss, or to parameters, not finite or huge is not taken and sets DIVERGED."""
+        step = common_count(state.count)
+        problem, order = self._minibatch_of(problem, state, step)
         value, gradient = jax.value_and_grad(problem.loss)(state.params)
+        extra = _extra_arguments(problem, state.params, step, value, gradient)
+        if self.seed is not None:
+            extra["key"] = jax.random.fold_in(jax.random.key(self.seed), _OPTIMIZER)
         update = optax.with_extra_args_support(self.optimizer).update
-        updates, inner = update(gradient, state.inner, state.params, **_extra_arguments(problem, state, value, gradient))
+        updates, inner = update(gradient, state.inner, state.params, **extra)
         still = stopped(state.status)
         updates = jax.tree.map(lambda leaf, w: leaf * _gate(still, w), updates, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -133,12 +148,13 @@ class OptimizerDynamics:
             inner=inner,
             count=state.count + 1,
             previous=state.params if self.keep_previous else None,
-            rate=_innermost(inner, "rate"),
+            rate=_find(inner, "rate"),
+            order=order,
             hvps=state.hvps + _spent(inner, state.inner),
         )
         kept = jax.tree.map(lambda new, old: jnp.where(moves, new, old), after, state)
         diverged = jnp.where(bounded, 0, int(Status.DIVERGED)).astype(state.status.dtype)
-        doubtful = jnp.where(_innermost(kept.inner, "converged", True), 0, int(Status.EIGENPAIR_UNCONVERGED))
+        doubtful = jnp.where(_find(kept.inner, "converged", True), 0, int(Status.EIGENPAIR_UNCONVERGED))
         return replace(kept, status=state.status | jnp.where(still, 0, diverged | doubtful.astype(diverged.dtype)))
 
     def advance(self, problem: Problem, state: State, steps: Count) -> State:
@@ -149,19 +165,40 @@ class OptimizerDynamics:
         """Reads the parameters."""
         return state.params
 
+    def _minibatch_of(self, problem, state, step):
+        """The problem of this step's samples, and the order of samples in this epoch; all members share the step."""
+        if self.minibatch is None:
+            return problem, None
+        if self.seed is None:
+            raise ValueError("minibatches need a seed; pass seed= to js.as_dynamics.")
+        samples = problem.samples
+        epoch, position = jnp.divmod(step, jnp.asarray(samples // self.minibatch, step.dtype))
 
-def as_dynamics(rule, *, keep_previous: bool = False) -> Dynamics:
+        def shuffle(order):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), _MINIBATCH), epoch)
+            return jax.random.permutation(key, samples).astype(order.dtype)
+
+        order = jax.lax.cond(position == 0, shuffle, lambda order: order, state.order)
+        return problem.take(jax.lax.dynamic_slice(order, (position * self.minibatch,), (self.minibatch,))), order
+
+
+_MINIBATCH, _OPTIMIZER = 1, 2  # streams of random numbers under one seed
+
+
+def as_dynamics(rule, *, keep_previous: bool = False, seed: int | None = None, minibatch: int | None = None) -> Dynamics:
     """Makes a Dynamics of a flow, an optimizer of jaxsharp, or any optax transformation.
 
     Args:
         rule: a Dynamics (returned as it is), or anything with optax's `init` and `update`.
         keep_previous: whether an optimizer's states keep the parameters of one step earlier.
+        seed: of an optimizer's minibatches and random numbers.
+        minibatch: samples a step of an optimizer sees, None for all.
 
     Returns:
         A `Dynamics`.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for anything else, and for a flow with minibatches.
 
     Example:
         >>> import optax, jaxsharp as js
@@ -169,9 +206,11 @@ def as_dynamics(rule, *, keep_previous: bool = False) -> Dynamics:
         {}
     """
     if isinstance(rule, Dynamics):
+        if minibatch is not None:
+            raise ValueError("minibatch is for optimizers; a flow follows the full-batch loss.")
         return rule
     if hasattr(rule, "init") and hasattr(rule, "update"):
-        return OptimizerDynamics(as_transformation(rule), keep_previous)
+        return OptimizerDynamics(as_transformation(rule), keep_previous, seed, minibatch)
     raise ValueError(
         f"expected an optimizer, a flow or an optax transformation, got {type(rule).__name__}; "
         "call the factory first, for example js.optimizers.gd(0.1)."
@@ -241,8 +280,17 @@ def _(size, batched, flag):
     return any_member(jnp.any(flag, axis=0) if batched[0] else flag), False
 
 
-def _extra_arguments(problem, state, value, gradient) -> dict:
-    def value_fn(params, loss_fn=None, full_params=None, step=None, sampled_loss_fn=None, batch_loss_fn=None, batch=None):
+def _checked_samples(problem, minibatch) -> int:
+    samples = problem.samples
+    if isinstance(minibatch, bool) or not hasattr(minibatch, "__index__") or not 1 <= minibatch <= samples:
+        raise ValueError(f"minibatch must be a whole number from 1 to the {samples} samples, got {minibatch!r}.")
+    return samples
+
+
+def _extra_arguments(problem, params, step, value, gradient) -> dict:
+    def value_fn(
+        params, loss_fn=None, full_params=None, step=None, sampled_loss_fn=None, batch_loss_fn=None, batch=None, key=None
+    ):
         # optax's line searches refuse extra arguments that value_fn does not take
         return problem.loss(params)
 
@@ -251,8 +299,8 @@ def _extra_arguments(problem, state, value, gradient) -> dict:
         "grad": gradient,
         "value_fn": value_fn,
         "loss_fn": problem.loss,
-        "full_params": state.params,
-        "step": common_count(state.count),
+        "full_params": params,
+        "step": step,
     }
     if problem.sampled_loss_fn is not None:
         extra["sampled_loss_fn"] = problem.sampled_loss
@@ -277,16 +325,17 @@ def _all_hyperparams(rule) -> dict:
     return {name: value for found in [*wrapped, own] for name, value in found.items()}
 
 
-def _innermost(inner, name, default=None):
-    """A field of an optimizer's state, or of the state of the optimizer that it wraps."""
-    while not hasattr(inner, name) and hasattr(inner, "base"):
-        inner = inner.base
-    return getattr(inner, name, default)
+def _find(inner, name, default=None):
+    """A field of an optimizer's state, or of a state inside it."""
+    if hasattr(inner, name):
+        return getattr(inner, name)
+    found = (_find(part, name) for part in inner) if isinstance(inner, tuple) else ()
+    return next((part for part in found if part is not None), default)
 
 
 def _spent(after, before):
     """Products that the optimizer spent in a step."""
-    spent = _innermost(after, "hvps", 0) - _innermost(before, "hvps", 0)
+    spent = _find(after, "hvps", 0) - _find(before, "hvps", 0)
     return jnp.asarray(spent, jnp.int32)
 
 
@@ -296,12 +345,14 @@ class _BareTransformation(optax.GradientTransformationExtraArgs):
     hyperparams: dict = {}  # noqa: RUF012
 
     def __new__(cls, transformation):
-        transformation = optax.with_extra_args_support(transformation)
-        return super().__new__(cls, transformation.init, transformation.update)
+        extended = optax.with_extra_args_support(transformation)
+        self = super().__new__(cls, extended.init, extended.update)
+        self.original = transformation
+        return self
 
 
 jax.tree_util.register_pytree_node(
-    _BareTransformation, lambda rule: ((), tuple(rule)), lambda aux, _: _BareTransformation._make(aux)
+    _BareTransformation, lambda rule: ((), rule.original), lambda original, _: _BareTransformation(original)
 )
 
 

@@ -185,6 +185,7 @@ _NOT_CHOICES = (
     optimizers.Objective,
     optimizers.Optimizer,
     optimizers.SquaredGradient,
+    optimizers.chain,
     optimizers.from_factory,
     optimizers.smallest,
     optimizers.smallest_fraction,

@@ -1,5 +1,6 @@
 """Optimizers: optax transformations whose hyper-parameters are data; one rule a file."""
 
+from jaxsharp.optimizers.chain import chain
 from jaxsharp.optimizers.estimators import Eigenspace, Estimate, Fisher, Hutchinson, SquaredGradient
 from jaxsharp.optimizers.gd import gd
 from jaxsharp.optimizers.ire import ire
@@ -18,6 +19,7 @@ __all__ = [
     "Objective",
     "Optimizer",
     "SquaredGradient",
+    "chain",
     "from_factory",
     "gd",
     "ire",
