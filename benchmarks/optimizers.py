@@ -1,8 +1,8 @@
 """What do SAM and IRE cost over the optimizer they wrap, in time and memory, alone and in a grid?
 
 The same full-batch training (digits, tanh MLP 64-100-100-10, squared loss, float32) is timed with each rule in one process:
-first calls, which compile, apart; the others in turn, several times, and the medians compared, so that a noisy machine disturbs
-all alike. Memory: bytes of optimizer state, and the temporary memory of one compiled step.
+first calls, which compile, apart; the others in turn, several times, and each round's ratios taken before the median, so that a
+noisy machine disturbs all alike. Memory: bytes of optimizer state, and the temporary memory of one compiled step.
 
 Run: python benchmarks/optimizers.py [--tiny] [--members 8] [--out optimizers.json]
 """
@@ -42,7 +42,12 @@ RULES = {
     "ire, squared gradient, of sam": ire(sam(GD, 0.05), 1.0, 0.8),
 }
 
-BASES = {"adamw": "adamw", "ire, squared gradient, of adamw": "adamw", "ire, squared gradient, of sam": "sam"}
+BASES = {
+    "gd with momentum": "gd with momentum",
+    "adamw": "adamw",
+    "ire, squared gradient, of adamw": "adamw",
+    "ire, squared gradient, of sam": "sam",
+}
 """What a rule is compared with where it is not GD with momentum."""
 
 GRIDS = ("gd with momentum", "ire, squared gradient", "ire, hutchinson", "ire, hutchinson, every step")
@@ -55,7 +60,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=8)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    images, width, steps, repeats = (100, 8, 11, 1) if options.tiny else (1000, 100, 200, 5)
+    images, width, steps, repeats = (100, 8, 11, 1) if options.tiny else (1000, 100, 200, 7)
     members = 2 if options.tiny else options.members
     names = list(RULES) if not options.tiny else ["gd with momentum", "sam", "ire, squared gradient"]
     grids = list(GRIDS) if not options.tiny else ["gd with momentum"]
@@ -79,18 +84,22 @@ def main() -> None:
             took, results[name] = _time(way)
             seconds[name].append(took)
     median = {name: statistics.median(values) for name, values in seconds.items()}
+
+    def ratio(name, base):
+        return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
+
     memory = {name: _memory(problem, RULES[name], params) for name in names}
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     figures = {
         "seconds, median": median,
         "seconds of the first call": first,
         "time / time of the base": {
-            name: median[name] / median[BASES.get(name, "gd with momentum")] for name in names if BASES.get(name) != name
+            name: ratio(name, BASES.get(name, "gd with momentum")) for name in names if BASES.get(name) != name
         },
         "grid: time / time of the base in a grid": {
             name: median[f"grid: {name}"] / median[f"grid: {grids[0]}"] for name in grids
         },
-        "per member of the grid / one run": {name: median[f"grid: {name}"] / members / median[name] for name in grids},
+        "per member of the grid / one run": {name: ratio(f"grid: {name}", name) / members for name in grids},
         "bytes of state beyond the base, per parameter": {
             name: (memory[name]["state"] - memory[BASES.get(name, "gd with momentum")]["state"]) / size
             for name in names
