@@ -288,6 +288,17 @@ def test_eigenspace_enlarges_what_is_orthogonal_to_the_dense_eigenvectors():
     assert int(state.hvps) > k
 
 
+def test_random_estimates_differ_between_times_and_follow_the_seed_and_the_key():
+    w = start()
+
+    def diagonal(seed=0, step=0, **extra):
+        rule = ire(optimizers.gd(0.1), 1.0, 0.5, every=2, estimator="hutchinson", ema=0.5, seed=seed)
+        return tuple(flat(rule.update(w, rule.init(w), w, loss_fn=loss, step=jnp.asarray(step), **extra)[1].diagonal))
+
+    assert len({diagonal(), diagonal(seed=1), diagonal(step=2), diagonal(key=jax.random.key(7))}) == 4
+    assert diagonal() == diagonal()
+
+
 # --- What it costs. -------------------------------------------------------------------------------------------------------------
 
 
