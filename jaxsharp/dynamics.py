@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.custom_batching import custom_vmap
 
 from jaxsharp._types import Array, Count, Params, PyTree
 from jaxsharp.problems import Problem
@@ -18,7 +19,7 @@ LARGEST = 1e10
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "inner", "hyperparams", "count", "status", "hvps", "previous", "rate"],
+    data_fields=["params", "inner", "hyperparams", "count", "status", "hvps", "previous", "rate", "order"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class State:
         hvps: Hessian-vector products spent so far.
         previous: parameters one step earlier, for measuring at the midpoint; None where they are not kept.
         rate: the effective learning rate, where the rule sets its own; None where it follows from the hyper-parameters.
+        order: the training samples in the order of this epoch's minibatches; None for the full batch.
     """
 
     params: Params
@@ -44,6 +46,7 @@ class State:
     hvps: Count
     previous: Params | None = None
     rate: Array | None = None
+    order: Array | None = None
 
 
 @runtime_checkable
@@ -64,15 +67,26 @@ class Dynamics(Protocol):
     def params(self, state: State) -> Params: ...  # noqa: D102
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["optimizer"], meta_fields=["keep_previous"])
+@partial(jax.tree_util.register_dataclass, data_fields=["optimizer", "seed"], meta_fields=["keep_previous", "minibatch"])
 @dataclass(frozen=True)
 class OptimizerDynamics:
-    """The Dynamics of full-batch training with an optax transformation, w ← w + update(∇L(w)).
+    """The Dynamics of training with an optax transformation, w ← w + update(∇L(w)), L over all samples or over a minibatch.
+
+    Minibatches go through the samples in a new random order each epoch, without those left over at its end; step and seed alone
+    decide which samples a step sees.
+
+    `update` gets these extra arguments, which transformations that do not know them ignore: `value` and `grad` (loss and
+    gradient here), `value_fn` and `loss_fn` (the loss as a function of the parameters), `full_params` (all parameters, also
+    inside `optax.masked`), `step` (the completed steps, one number for all members of a grid), and where the problem has
+    samples `batch` with `batch_loss_fn(params, batch)`, where it has a likelihood `sampled_loss_fn(params, key)`, and with a
+    seed `key`; the functions are those of the minibatch. A state
+    with the fields `hvps` and `converged` (`js.optimizers.ire`) adds its products, and its doubts, to the member's.
 
     Attributes:
-        optimizer: anything with optax's `init` and `update`, as a pytree whose leaves are hyper-parameters. The loss is passed
-            to `update` as the extra argument `value`.
+        optimizer: anything with optax's `init` and `update`, as a pytree whose leaves are hyper-parameters.
         keep_previous: whether states keep the parameters of one step earlier.
+        seed: of minibatches and of the optimizer's random numbers, a whole number; None for an optimizer that brings its own.
+        minibatch: samples a step, None for all.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxsharp as js
@@ -85,11 +99,13 @@ class OptimizerDynamics:
 
     optimizer: optax.GradientTransformationExtraArgs
     keep_previous: bool = False
+    seed: Array | int | None = None
+    minibatch: int | None = None
 
     @property
     def hyperparams(self) -> dict:
-        """Hyper-parameters by name, empty for a bare optax transformation."""
-        return dict(getattr(self.optimizer, "hyperparams", {}))
+        """Hyper-parameters by name, those of a wrapped optimizer too; empty for a bare optax transformation."""
+        return _all_hyperparams(self.optimizer)
 
     @property
     def time_per_step(self) -> None:
@@ -98,7 +114,6 @@ class OptimizerDynamics:
 
     def init(self, problem: Problem, params: Params) -> State:
         """Returns the state of step 0."""
-        del problem
         inner = self.optimizer.init(params)
         return State(
             params=params,
@@ -108,17 +123,24 @@ class OptimizerDynamics:
             status=jnp.zeros((), jnp.int32),
             hvps=jnp.zeros((), jnp.int32),
             previous=params if self.keep_previous else None,
-            rate=getattr(inner, "rate", None),
+            rate=_find(inner, "rate"),
+            order=None if self.minibatch is None else jnp.arange(_checked_samples(problem, self.minibatch), dtype=jnp.int32),
         )
 
     def step(self, problem: Problem, state: State) -> State:
         """Takes one optimizer step; a step from a loss, or to parameters, not finite or huge is not taken and sets DIVERGED."""
+        step = common_count(state.count)
+        problem, order = self._minibatch_of(problem, state, step)
         value, gradient = jax.value_and_grad(problem.loss)(state.params)
+        extra = _extra_arguments(problem, state.params, step, value, gradient)
+        if self.seed is not None:
+            extra["key"] = jax.random.fold_in(jax.random.key(self.seed), _OPTIMIZER)
         update = optax.with_extra_args_support(self.optimizer).update
-        updates, inner = update(gradient, state.inner, state.params, value=value)
+        updates, inner = update(gradient, state.inner, state.params, **extra)
+        still = stopped(state.status)
+        updates = jax.tree.map(lambda leaf, w: leaf * _gate(still, w), updates, state.params)
         params = optax.apply_updates(state.params, updates)
         bounded = jnp.stack([jnp.all(jnp.abs(leaf) < LARGEST) for leaf in jax.tree.leaves(params)]).all() & jnp.isfinite(value)
-        still = stopped(state.status)
         moves = bounded & ~still
         after = replace(
             state,
@@ -126,11 +148,14 @@ class OptimizerDynamics:
             inner=inner,
             count=state.count + 1,
             previous=state.params if self.keep_previous else None,
-            rate=getattr(inner, "rate", None),
+            rate=_find(inner, "rate"),
+            order=order,
+            hvps=state.hvps + _spent(inner, state.inner),
         )
         kept = jax.tree.map(lambda new, old: jnp.where(moves, new, old), after, state)
         diverged = jnp.where(bounded, 0, int(Status.DIVERGED)).astype(state.status.dtype)
-        return replace(kept, status=state.status | jnp.where(still, 0, diverged))
+        doubtful = jnp.where(_find(kept.inner, "converged", True), 0, int(Status.EIGENPAIR_UNCONVERGED))
+        return replace(kept, status=state.status | jnp.where(still, 0, diverged | doubtful.astype(diverged.dtype)))
 
     def advance(self, problem: Problem, state: State, steps: Count) -> State:
         """Takes a traced number of steps."""
@@ -140,19 +165,40 @@ class OptimizerDynamics:
         """Reads the parameters."""
         return state.params
 
+    def _minibatch_of(self, problem, state, step):
+        """The problem of this step's samples, and the order of samples in this epoch; all members share the step."""
+        if self.minibatch is None:
+            return problem, None
+        if self.seed is None:
+            raise ValueError("minibatches need a seed; pass seed= to js.as_dynamics.")
+        samples = problem.samples
+        epoch, position = jnp.divmod(step, jnp.asarray(samples // self.minibatch, step.dtype))
 
-def as_dynamics(rule, *, keep_previous: bool = False) -> Dynamics:
+        def shuffle(order):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), _MINIBATCH), epoch)
+            return jax.random.permutation(key, samples).astype(order.dtype)
+
+        order = jax.lax.cond(position == 0, shuffle, lambda order: order, state.order)
+        return problem.take(jax.lax.dynamic_slice(order, (position * self.minibatch,), (self.minibatch,))), order
+
+
+_MINIBATCH, _OPTIMIZER = 1, 2  # streams of random numbers under one seed
+
+
+def as_dynamics(rule, *, keep_previous: bool = False, seed: int | None = None, minibatch: int | None = None) -> Dynamics:
     """Makes a Dynamics of a flow, an optimizer of jaxsharp, or any optax transformation.
 
     Args:
         rule: a Dynamics (returned as it is), or anything with optax's `init` and `update`.
         keep_previous: whether an optimizer's states keep the parameters of one step earlier.
+        seed: of an optimizer's minibatches and random numbers.
+        minibatch: samples a step of an optimizer sees, None for all.
 
     Returns:
         A `Dynamics`.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for anything else, and for a flow with minibatches.
 
     Example:
         >>> import optax, jaxsharp as js
@@ -160,15 +206,137 @@ def as_dynamics(rule, *, keep_previous: bool = False) -> Dynamics:
         {}
     """
     if isinstance(rule, Dynamics):
+        if minibatch is not None:
+            raise ValueError("minibatch is for optimizers; a flow follows the full-batch loss.")
         return rule
     if hasattr(rule, "init") and hasattr(rule, "update"):
-        if not hasattr(rule, "hyperparams"):
-            rule = _BareTransformation(rule)
-        return OptimizerDynamics(rule, keep_previous)
+        return OptimizerDynamics(as_transformation(rule), keep_previous, seed, minibatch)
     raise ValueError(
         f"expected an optimizer, a flow or an optax transformation, got {type(rule).__name__}; "
         "call the factory first, for example js.optimizers.gd(0.1)."
     )
+
+
+def as_transformation(rule) -> optax.GradientTransformationExtraArgs:
+    """Makes any optax transformation a pytree whose leaves are its hyper-parameters, so that it may wrap and be wrapped.
+
+    Args:
+        rule: an optimizer of jaxsharp (returned as it is), or anything with optax's `init` and `update`, whose numbers are
+            then static: pass the same object again to reuse a compiled program.
+
+    Returns:
+        A transformation that takes extra arguments.
+
+    Example:
+        >>> import jax, optax
+        >>> jax.tree.leaves(as_transformation(optax.sgd(0.1)))
+        []
+    """
+    return rule if hasattr(rule, "hyperparams") else _BareTransformation(rule)
+
+
+@custom_vmap
+def common_count(count: Count) -> Count:
+    """Returns a count that all members of a grid share, as one number also under `vmap`.
+
+    Members that still move have taken the same number of steps; a stopped one has taken fewer. A `cond` on the result stays a
+    `cond` under `vmap`, so that what is due every n steps costs nothing between.
+
+    Args:
+        count: completed steps of one member.
+
+    Returns:
+        The largest count of the members, not batched.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> int(jax.vmap(common_count, out_axes=None)(jnp.array([3, 7])))
+        7
+    """
+    return count
+
+
+@common_count.def_vmap
+def _(size, batched, count):
+    del size
+    return common_count(jnp.max(count, axis=0) if batched[0] else count), False
+
+
+@custom_vmap
+def any_member(flag: Array) -> Array:
+    """Returns whether a flag is set in any member of a grid, as one value also under `vmap`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> bool(jax.vmap(any_member, out_axes=None)(jnp.array([False, True])))
+        True
+    """
+    return flag
+
+
+@any_member.def_vmap
+def _(size, batched, flag):
+    del size
+    return any_member(jnp.any(flag, axis=0) if batched[0] else flag), False
+
+
+def _checked_samples(problem, minibatch) -> int:
+    samples = problem.samples
+    if isinstance(minibatch, bool) or not hasattr(minibatch, "__index__") or not 1 <= minibatch <= samples:
+        raise ValueError(f"minibatch must be a whole number from 1 to the {samples} samples, got {minibatch!r}.")
+    return samples
+
+
+def _extra_arguments(problem, params, step, value, gradient) -> dict:
+    def value_fn(
+        params, loss_fn=None, full_params=None, step=None, sampled_loss_fn=None, batch_loss_fn=None, batch=None, key=None
+    ):
+        # optax's line searches refuse extra arguments that value_fn does not take
+        return problem.loss(params)
+
+    extra = {
+        "value": value,
+        "grad": gradient,
+        "value_fn": value_fn,
+        "loss_fn": problem.loss,
+        "full_params": params,
+        "step": step,
+    }
+    if problem.sampled_loss_fn is not None:
+        extra["sampled_loss_fn"] = problem.sampled_loss
+    if problem.take_fn is not None:
+        extra["batch_loss_fn"] = lambda params, indices: problem.take(indices).loss(params)
+        extra["batch"] = jnp.arange(problem.samples)
+    return extra
+
+
+def _gate(still, leaf):
+    """Ones that the compiler does not know to be ones, zeros where nothing moves.
+
+    Without this product a compiler rounds w − η g once where it rounds a wrapped w + 1 · (−η g) twice, and a wrapper that does
+    nothing would not be the base bit for bit.
+    """
+    return jnp.where(still | jnp.isnan(leaf), 0, 1).astype(leaf.dtype)
+
+
+def _all_hyperparams(rule) -> dict:
+    own = dict(getattr(rule, "hyperparams", {}))
+    wrapped = [_all_hyperparams(value) for value in own.values() if hasattr(value, "hyperparams")]
+    return {name: value for found in [*wrapped, own] for name, value in found.items()}
+
+
+def _find(inner, name, default=None):
+    """A field of an optimizer's state, or of a state inside it."""
+    if hasattr(inner, name):
+        return getattr(inner, name)
+    found = (_find(part, name) for part in inner) if isinstance(inner, tuple) else ()
+    return next((part for part in found if part is not None), default)
+
+
+def _spent(after, before):
+    """Products that the optimizer spent in a step."""
+    spent = _find(after, "hvps", 0) - _find(before, "hvps", 0)
+    return jnp.asarray(spent, jnp.int32)
 
 
 class _BareTransformation(optax.GradientTransformationExtraArgs):
@@ -177,12 +345,14 @@ class _BareTransformation(optax.GradientTransformationExtraArgs):
     hyperparams: dict = {}  # noqa: RUF012
 
     def __new__(cls, transformation):
-        transformation = optax.with_extra_args_support(transformation)
-        return super().__new__(cls, transformation.init, transformation.update)
+        extended = optax.with_extra_args_support(transformation)
+        self = super().__new__(cls, extended.init, extended.update)
+        self.original = transformation
+        return self
 
 
 jax.tree_util.register_pytree_node(
-    _BareTransformation, lambda rule: ((), tuple(rule)), lambda aux, _: _BareTransformation._make(aux)
+    _BareTransformation, lambda rule: ((), rule.original), lambda original, _: _BareTransformation(original)
 )
 
 

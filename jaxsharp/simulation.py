@@ -27,6 +27,7 @@ def simulate(
     seed: int = 0,
     probes: Sequence[str | Probe] = ("loss",),
     every: int = 1,
+    minibatch: int | None = None,
     checkpoint: str | os.PathLike | None = None,
     progress: bool = False,
     precision: str | None = "highest",
@@ -44,6 +45,8 @@ def simulate(
         seed: of all random numbers.
         probes: names, or probes of `jaxsharp.probes`.
         every: cadence in steps of the probes that have none of their own.
+        minibatch: training samples that an optimizer's step sees, drawn without replacement in each epoch by the seed; None for
+            the full batch. Probes measure on all samples.
         checkpoint: folder to keep the running state in, and to go on from.
         progress: whether to show a progress bar.
         precision: of matrix products on accelerators, as for `jax.default_matmul_precision`.
@@ -65,7 +68,9 @@ def simulate(
     """
     probes = resolve(probes)
     plan = trajectory.schedule(probes, steps, every)
-    rule = as_dynamics(dynamics, keep_previous=any(probe.midpoint for probe in probes))
+    rule = as_dynamics(
+        dynamics, keep_previous=any(probe.midpoint for probe in probes), seed=np.uint32(_seeds([seed])[0]), minibatch=minibatch
+    )
     values, function = _initial(problem, init)
     members = grid.Members(_stack([rule], ["dynamics"]), np.asarray(_seeds([seed]), np.uint32), {})
     outcome = grid.execute(
@@ -80,7 +85,7 @@ def simulate(
         progress=progress,
         precision=precision,
     )
-    configuration = _configuration(problem, dynamics, steps, every, probes, seed=seed)
+    configuration = _configuration(problem, dynamics, steps, every, probes, seed=seed, minibatch=minibatch)
     return results.to_dataset(outcome, {}, probes, plan, every=every, time_per_step=_times([rule]), configuration=configuration)
 
 
@@ -94,6 +99,7 @@ def sweep(
     init: Params | Callable | None = None,
     probes: Sequence[str | Probe] = ("loss",),
     every: int = 1,
+    minibatch: int | None = None,
     batch_size: int | str = "auto",
     devices: Sequence | None = None,
     checkpoint: str | os.PathLike | None = None,
@@ -116,6 +122,8 @@ def sweep(
         init: initial parameters of all members, or a function `(key) -> params`; it may also take any of the names in `over`.
         probes: names, or probes of `jaxsharp.probes`.
         every: cadence in steps of the probes that have none of their own.
+        minibatch: training samples that an optimizer's step sees, drawn without replacement in each epoch by the seed; None for
+            the full batch. Probes measure on all samples.
         batch_size: members per compiled call, or `auto`.
         devices: JAX devices to spread each batch over.
         checkpoint: folder for finished batches and the running one; an interrupted sweep goes on from it.
@@ -141,11 +149,8 @@ def sweep(
     probes = resolve(probes)
     plan = trajectory.schedule(probes, steps, every)
     keep = any(probe.midpoint for probe in probes)
-    rules = [
-        as_dynamics(_make(factory, dict(zip(over, point, strict=True))), keep_previous=keep)
-        for point in itertools.product(*over.values())
-    ]
-    rules = [rule for rule in rules for _ in seeds]
+    made = [_make(factory, dict(zip(over, point, strict=True))) for point in itertools.product(*over.values())]
+    rules = [as_dynamics(rule, keep_previous=keep, seed=np.uint32(seed), minibatch=minibatch) for rule in made for seed in seeds]
     points = [np.repeat(column, len(seeds)) for column in zip(*itertools.product(*over.values()), strict=True)] if over else []
     points = dict(zip(over, (np.asarray(column, float) for column in points), strict=True))
     values, function = _initial(problem, init)
@@ -166,7 +171,14 @@ def sweep(
         precision=precision,
     )
     configuration = _configuration(
-        problem, factory, steps, every, probes, over={k: list(v) for k, v in over.items()}, seeds=seeds
+        problem,
+        factory,
+        steps,
+        every,
+        probes,
+        over={k: list(v) for k, v in over.items()},
+        seeds=seeds,
+        minibatch=minibatch,
     )
     axes = {**over, "seed": seeds}
     return results.to_dataset(outcome, axes, probes, plan, every=every, time_per_step=_times(rules), configuration=configuration)

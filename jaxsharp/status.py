@@ -31,7 +31,7 @@ MEANINGS = {
     Status.STEP_LIMIT: "the integrator reached its step limit or its smallest step",
     Status.OFF_MANIFOLD: "the return to the minimizer manifold did not converge",
     Status.FLOW_EIGENPAIR_UNCONVERGED: "an eigenpair that the flow needs did not converge",
-    Status.EIGENPAIR_UNCONVERGED: "an eigenpair of a probe did not converge within its products",
+    Status.EIGENPAIR_UNCONVERGED: "an eigenpair of a probe or an optimizer did not converge within its products",
 }
 
 FATAL = Status.DIVERGED | Status.EIGENGAP_LOST | Status.STEP_LIMIT | Status.OFF_MANIFOLD | Status.FLOW_EIGENPAIR_UNCONVERGED

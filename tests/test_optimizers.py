@@ -18,7 +18,13 @@ RULES = {
     "scheduled_gd": lambda rate: optimizers.scheduled_gd(rate, 0.9),
     "scheduled_gd on the sphere": lambda rate: optimizers.scheduled_gd(rate, 0.9, on_sphere=True),
     "from_factory": lambda rate: optimizers.from_factory(optax.sgd, learning_rate=rate),
+    "sam": lambda rate: optimizers.sam(optimizers.gd(rate), 0.1),
+    "ire of sam": lambda rate: optimizers.ire(optimizers.sam(optimizers.gd(rate), 0.1), 2.0, 0.5, every=2, ema=0.5),
 }
+
+
+def _loss(w):
+    return sum(-jnp.sum(jnp.cos(3 * leaf)) / 3 for leaf in jax.tree.leaves(w))
 
 
 @pytest.fixture(params=RULES)
@@ -30,7 +36,7 @@ def _loop(optimizer, w, steps=4):
     state = optimizer.init(w)
     for _ in range(steps):
         gradient = jax.tree.map(lambda leaf: jnp.sin(3 * leaf), w)
-        updates, state = optimizer.update(gradient, state, w)
+        updates, state = optimizer.update(gradient, state, w, loss_fn=_loss, unknown=None)
         w = optax.apply_updates(w, updates)
     return w, state
 
@@ -55,7 +61,7 @@ def test_state_keeps_its_structure_and_dtype(rule):
     w = _params()
     optimizer = rule(0.1)
     before = optimizer.init(w)
-    _, after = optimizer.update(w, before, w)
+    _, after = optimizer.update(w, before, w, loss_fn=_loss)
     describe = lambda tree: jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), tree)  # noqa: E731
     assert describe(before) == describe(after)
 

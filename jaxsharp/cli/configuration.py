@@ -88,7 +88,8 @@ def factory_from(tables: Mapping[str, Any], over: Mapping[str, Any]) -> Callable
     """Builds what makes the optimizer or the flow at each grid point; with an empty grid, the optimizer or flow itself.
 
     Args:
-        tables: with [optimizer] or [flow]: its name, and arguments that are the same everywhere.
+        tables: with [optimizer] or [flow]: its name, and arguments that are the same everywhere; what an optimizer wraps is a
+            table [optimizer.base] of the same kind.
         over: name -> values.
 
     Returns:
@@ -99,6 +100,8 @@ def factory_from(tables: Mapping[str, Any], over: Mapping[str, Any]) -> Callable
     """
     kind, module = ("optimizer", optimizers) if "optimizer" in tables else ("flow", flows)
     factory, arguments = _find(module, tables[kind], kind)
+    if isinstance(arguments.get("base"), dict):  # what sam and ire wrap
+        arguments["base"] = factory_from({kind: arguments["base"]}, {})
     twice = [name for name in arguments if name in over]
     if twice:
         raise ValueError(f"{twice[0]} is in [{kind}] and in [over]; keep one of them.")
@@ -172,7 +175,22 @@ def _find(module: ModuleType, table, place):
     return getattr(module, name), arguments
 
 
-_NOT_CHOICES = (models.Normalize, data.Dataset, optimizers.Optimizer, optimizers.from_factory, flows.Flow)
+_NOT_CHOICES = (
+    models.Normalize,
+    data.Dataset,
+    optimizers.Eigenspace,
+    optimizers.Estimate,
+    optimizers.Fisher,
+    optimizers.Hutchinson,
+    optimizers.Objective,
+    optimizers.Optimizer,
+    optimizers.SquaredGradient,
+    optimizers.chain,
+    optimizers.from_factory,
+    optimizers.smallest,
+    optimizers.smallest_fraction,
+    flows.Flow,
+)
 
 
 def _is_choice(entry):

@@ -1,8 +1,31 @@
 """Optimizers: optax transformations whose hyper-parameters are data; one rule a file."""
 
+from jaxsharp.optimizers.chain import chain
+from jaxsharp.optimizers.estimators import Eigenspace, Estimate, Fisher, Hutchinson, SquaredGradient
 from jaxsharp.optimizers.gd import gd
+from jaxsharp.optimizers.ire import ire
+from jaxsharp.optimizers.objective import Objective
 from jaxsharp.optimizers.optimizer import Optimizer, from_factory
 from jaxsharp.optimizers.projected_gd import projected_gd
+from jaxsharp.optimizers.sam import sam
 from jaxsharp.optimizers.scheduled_gd import scheduled_gd
+from jaxsharp.optimizers.selection import smallest, smallest_fraction
 
-__all__ = ["Optimizer", "from_factory", "gd", "projected_gd", "scheduled_gd"]
+__all__ = [
+    "Eigenspace",
+    "Estimate",
+    "Fisher",
+    "Hutchinson",
+    "Objective",
+    "Optimizer",
+    "SquaredGradient",
+    "chain",
+    "from_factory",
+    "gd",
+    "ire",
+    "projected_gd",
+    "sam",
+    "scheduled_gd",
+    "smallest",
+    "smallest_fraction",
+]

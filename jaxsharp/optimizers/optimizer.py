@@ -85,6 +85,15 @@ def from_factory(factory: Callable, **hyperparams: ScalarLike) -> Optimizer:
     return Optimizer(factory, hyperparams)
 
 
+def check_base(rule: str, base) -> None:
+    """Raises a ValueError where what should be wrapped is no optimizer."""
+    if not (hasattr(base, "init") and hasattr(base, "update")):
+        raise ValueError(
+            f"{rule} wraps an optimizer or an optax transformation, got {type(base).__name__}; "
+            f"call the factory first, for example js.optimizers.{rule}(js.optimizers.gd(0.1), ...)."
+        )
+
+
 def check_rates(**rates: ScalarLike) -> None:
     """Raises a ValueError for a concrete rate that is negative or not a number; traced rates pass."""
     for name, value in rates.items():

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from jaxsharp.probes.flatness import MaskProbe, ProtectionProbe, mask, protection
 from jaxsharp.probes.probe import FunctionProbe, Probe, Variable, function
 from jaxsharp.probes.scalars import effective_learning_rate, grad_norm, loss, metrics, parameter_norm, parameters
 from jaxsharp.probes.sharpness import SharpnessProbe, sharpness, spherical_sharpness
@@ -18,6 +19,8 @@ BY_NAME = {
     "parameter_norm": parameter_norm,
     "trace": trace,
     "spectral_density": spectral_density,
+    "mask": mask,
+    "protection": protection,
 }
 
 
@@ -61,16 +64,20 @@ def resolve(probes: Sequence[str | Probe]) -> tuple[Probe, ...]:
 __all__ = [
     "BY_NAME",
     "FunctionProbe",
+    "MaskProbe",
     "Probe",
+    "ProtectionProbe",
     "SharpnessProbe",
     "Variable",
     "effective_learning_rate",
     "function",
     "grad_norm",
     "loss",
+    "mask",
     "metrics",
     "parameter_norm",
     "parameters",
+    "protection",
     "resolve",
     "sharpness",
     "spectral_density",

@@ -1,7 +1,7 @@
 """The Problem: data, a pure model and a full-batch loss."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -13,7 +13,16 @@ from jaxsharp._types import Array, Params, PyTree, Scalar
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["data"],
-    meta_fields=["init_fn", "loss_fn", "residuals_fn", "metrics_fn", "scale_invariant", "name"],
+    meta_fields=[
+        "init_fn",
+        "loss_fn",
+        "residuals_fn",
+        "metrics_fn",
+        "scale_invariant",
+        "name",
+        "take_fn",
+        "sampled_loss_fn",
+    ],
 )
 @dataclass(frozen=True)
 class Problem:
@@ -30,6 +39,10 @@ class Problem:
         metrics_fn: `(params, data) -> {name: scalar}`; None where there are none.
         scale_invariant: whether L(c w) = L(w) for every c > 0.
         name: for labels.
+        take_fn: `(data, indices) -> data`, the training samples of these indices; `(data, None) -> how many there are`. None
+            where the loss is no mean over samples.
+        sampled_loss_fn: `(params, data, key) -> scalar`, the loss with labels drawn from the model's own predictions, which
+            are constants of differentiation; None where the loss is no negative log-likelihood.
 
     Example:
         >>> import jax, jaxsharp as js
@@ -45,6 +58,8 @@ class Problem:
     metrics_fn: Callable | None = None
     scale_invariant: bool = False
     name: str = "problem"
+    take_fn: Callable | None = None
+    sampled_loss_fn: Callable | None = None
 
     def init(self, key: Array) -> Params:
         """Draws initial parameters from a PRNG key."""
@@ -66,6 +81,26 @@ class Problem:
     def metrics(self, params: Params) -> dict[str, Scalar]:
         """Evaluates the problem's metrics by name; an empty dictionary where it has none."""
         return {} if self.metrics_fn is None else self.metrics_fn(params, self.data)
+
+    @property
+    def samples(self) -> int:
+        """How many training samples there are."""
+        return self._required("take_fn", "samples")(self.data, None)
+
+    def take(self, indices: Array) -> "Problem":
+        """Returns the problem whose training set are the samples of these indices."""
+        return replace(self, data=self._required("take_fn", "samples")(self.data, indices))
+
+    def sampled_loss(self, params: Params, key: Array) -> Scalar:
+        """Evaluates the loss with labels drawn from the model; n times its squared gradient estimates the Fisher diagonal."""
+        return self._required("sampled_loss_fn", "likelihood to draw labels from")(params, self.data, key)
+
+    def _required(self, field, what):
+        if getattr(self, field) is None:
+            raise ValueError(
+                f"The problem {self.name!r} has no {what}; use js.problems.supervised, or pass {field}= to js.problems.Problem."
+            )
+        return getattr(self, field)
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,27 @@ class _Loss:
 
 
 @dataclass(frozen=True)
+class _SampledLoss:
+    network: _Network
+    per_sample: Callable
+
+    def __call__(self, params, data, key):
+        predictions, _ = self.network.predict(params, data)
+        fixed = jax.lax.stop_gradient(predictions)
+        if self.per_sample is squared_error:  # the negative log-likelihood of a normal distribution of variance 1
+            labels = fixed + jax.random.normal(key, fixed.shape, fixed.dtype)
+        else:
+            labels = jax.random.categorical(key, fixed)
+        return jnp.mean(self.per_sample(predictions, labels))
+
+
+def _take(data, indices):
+    if indices is None:
+        return data.train.inputs.shape[0]
+    return data._replace(train=jax.tree.map(lambda leaf: leaf[indices], data.train))
+
+
+@dataclass(frozen=True)
 class _Residuals:
     network: _Network
 
@@ -170,6 +191,8 @@ def supervised(model: nn.Module, train: Any, test: Any = None, loss: str | Calla
         metrics_fn=_Metrics(network, per_sample),
         scale_invariant=scale_invariant,
         name=f"supervised {type(model).__name__}",
+        take_fn=_take,
+        sampled_loss_fn=_SampledLoss(network, per_sample) if per_sample in LOSSES.values() else None,
     )
 
 
