@@ -27,7 +27,7 @@ def trace(
     `hutchinson` averages zᵀAz over random signs z: error √(2/m) ‖A − diag A‖_F with m products, memory of one vector. `xtrace`
     finds the dominant range Q from half of the products and samples the rest outside it, leaving each random vector out of its
     own Q in turn; memory of 3/2 m vectors. It is exact for a rank below m/2 and far better where eigenvalues decay fast (as
-    1/i², say). The Hessians of small digits networks decay too slowly for it: with 16 to 128 products it was no better than
+    1/i², say). The Hessians of small digits networks decay too slowly for it: with 16 to 128 products it was seldom better than
     `hutchinson`, and at 128 its own error estimate was up to 1.7 times too small. Where max_matvecs reaches the number of
     parameters D the trace is computed exactly.
 
