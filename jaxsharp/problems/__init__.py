@@ -2,7 +2,17 @@
 
 from jaxsharp.problems.bn_linear_regression import bn_linear_regression, exact_angle, interpolant
 from jaxsharp.problems.problem import Problem, from_loss
+from jaxsharp.problems.scale_invariant import scale_invariant
 from jaxsharp.problems.supervised import supervised
 from jaxsharp.problems.valley import valley
 
-__all__ = ["Problem", "bn_linear_regression", "exact_angle", "from_loss", "interpolant", "supervised", "valley"]
+__all__ = [
+    "Problem",
+    "bn_linear_regression",
+    "exact_angle",
+    "from_loss",
+    "interpolant",
+    "scale_invariant",
+    "supervised",
+    "valley",
+]
