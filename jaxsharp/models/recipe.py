@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import jax.numpy as jnp
 import numpy as np
@@ -144,7 +145,15 @@ def pool(x: Array, kind: str, side: int = 2) -> Array:
     tall, wide = min(side, height), min(side, width)
     rows, columns = height // tall, width // wide
     x = x[:, : rows * tall, : columns * wide].reshape(samples, rows, tall, columns, wide, channels)
-    return jnp.mean(x, axis=(2, 4)) if kind == "average" else jnp.max(x, axis=(2, 4))
+    if kind == "average":
+        return jnp.mean(x, axis=(2, 4))
+    # Not jnp.max: its derivative finds the largest by equality, and where a compiler computes x twice with other roundings none
+    # is found and the derivative is 0/0, as seen in second derivatives on CPU.
+    return reduce(_larger, [x[:, :, i, :, j] for i in range(tall) for j in range(wide)])
+
+
+def _larger(a, b):
+    return jnp.where(a >= b, a, b)
 
 
 def images(x: Array) -> Array:
