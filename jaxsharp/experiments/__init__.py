@@ -2,7 +2,8 @@
 
 from jaxsharp.experiments.bn_regression import bn_regression
 from jaxsharp.experiments.experiment import Experiment
+from jaxsharp.experiments.matrix_completion import matrix_completion
 
-EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (bn_regression,)}
+EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (bn_regression, matrix_completion)}
 
-__all__ = ["EXPERIMENTS", "Experiment", "bn_regression"]
+__all__ = ["EXPERIMENTS", "Experiment", "bn_regression", "matrix_completion"]

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,8 +14,9 @@ import xarray as xr
 
 from jaxsharp import data, flows, minimizers, optimizers, plots, probes, problems
 from jaxsharp.experiments.experiment import Experiment, setting
+from jaxsharp.experiments.tables import aligned, failures
 from jaxsharp.simulation import sweep
-from jaxsharp.status import describe, stopped
+from jaxsharp.status import stopped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -213,23 +213,10 @@ def table(dataset: xr.Dataset) -> str:
         "|Δα|: largest |angle − exact angle| over time and seeds, in radians. Stability ratio: effective learning rate times",
         "spherical sharpness / 2, mean (least–largest) over time and seeds. Failed: trajectories of both.",
         "",
-        *_aligned([header, *rows]),
-        *_failures(dataset["status"]),
+        *aligned([header, *rows]),
+        *failures(dataset["status"]),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
-
-
-def _failures(status: xr.DataArray) -> list[str]:
-    """One line for each kind of failure or warning, with how many trajectories it befell."""
-    codes, counts = np.unique(status.values[status.values != 0], return_counts=True)
-    kinds = [f"{describe(code)}: {count} of {status.size} trajectories" for code, count in zip(codes, counts, strict=True)]
-    return ["", *kinds] if kinds else []
 
 
 def figure(dataset: xr.Dataset) -> "Figure":
