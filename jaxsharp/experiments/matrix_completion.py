@@ -33,8 +33,8 @@ class Settings:
     seeds: int = setting(8, "starts drawn, the same for every learning rate and weight decay but for their scale")
     steps: int = setting(12_000, "optimizer steps")
     every: int = setting(400, "optimizer steps between measurements")
-    size: int = setting(16, "rows and columns of the matrix, and columns of each factor")
-    rank: int = setting(2, "rank of the matrix to complete")
+    size: int = setting(12, "rows and columns of the matrix, and columns of each factor")
+    rank: int = setting(1, "rank of the matrix to complete")
     observed: float = setting(0.5, "fraction of entries observed")
     data_seed: int = setting(0, "seed of matrix and observed entries")
 
