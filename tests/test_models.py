@@ -179,6 +179,8 @@ def test_the_check_knows_scales_that_cancel():
     assert min(report.leaves["a"]) > 1e-3
     nan = js.sphere.check_scale_invariance(lambda w: jnp.sum(w["a"]) * jnp.nan, params)
     assert not nan.invariant
+    jumps = js.sphere.check_scale_invariance(lambda w: 2 + jnp.sign(jnp.sum(w**2) - 2), jnp.array([1.0, 0.5]))
+    assert not jumps.invariant  # though its gradient is 0
     with pytest.raises(ValueError, match="factors"):
         js.sphere.check_scale_invariance(lambda w: 1.0, params, factors=(1.0,))
 
