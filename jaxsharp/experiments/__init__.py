@@ -1,10 +1,23 @@
 """Experiments: named reproductions, each a problem, its runs, a table and a figure; one a file."""
 
 from jaxsharp.experiments.bn_regression import bn_regression
+from jaxsharp.experiments.digits_study import bn_digits, norm_zoo
 from jaxsharp.experiments.experiment import Experiment
 from jaxsharp.experiments.ire_heatmap import ire_heatmap
 from jaxsharp.experiments.ire_valley import ire_valley
+from jaxsharp.experiments.matrix_completion import matrix_completion
 
-EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (bn_regression, ire_heatmap, ire_valley)}
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment for experiment in (bn_regression, bn_digits, norm_zoo, matrix_completion, ire_valley, ire_heatmap)
+}
 
-__all__ = ["EXPERIMENTS", "Experiment", "bn_regression", "ire_heatmap", "ire_valley"]
+__all__ = [
+    "EXPERIMENTS",
+    "Experiment",
+    "bn_digits",
+    "bn_regression",
+    "ire_heatmap",
+    "ire_valley",
+    "matrix_completion",
+    "norm_zoo",
+]

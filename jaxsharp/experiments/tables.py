@@ -1,4 +1,4 @@
-"""Plain-text tables of experiments."""
+"""What the tables of experiments share: columns in line, failures by kind, means with intervals."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,44 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def failures(status: xr.DataArray) -> list[str]:
-    """Says what went wrong in how many trajectories, a line for each kind; nothing where all went well."""
+    """Returns one line for each kind of failure or warning, with how many trajectories it befell, after an empty one."""
     codes, counts = np.unique(status.values[status.values != 0], return_counts=True)
     kinds = [f"{describe(code)}: {count} of {status.size} trajectories" for code, count in zip(codes, counts, strict=True)]
     return ["", *kinds] if kinds else []
+
+
+def interval(values, confidence: float = 0.95) -> tuple[float, float, int]:
+    """Evaluates a mean over independent runs and the half width of its confidence interval, t s/√n by Student's t.
+
+    Args:
+        values: (n,) numbers; NaN, from runs that failed, are left out.
+        confidence: of the interval.
+
+    Returns:
+        (mean, half width, n); NaN for a mean of nothing or an interval of fewer than two.
+
+    Example:
+        >>> mean, half, count = interval([1.0, 2.0, 3.0, float("nan")])
+        >>> mean, round(half, 4), count
+        (2.0, 2.4841, 3)
+    """
+    # imported here because importing jaxsharp should not take longer for it
+    from scipy.stats import t
+
+    values = np.asarray(values, float).ravel()
+    values = values[np.isfinite(values)]
+    count = values.size
+    mean = float(values.mean()) if count else float("nan")
+    half = float(t.ppf(0.5 + confidence / 2, count - 1) * values.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
+    return mean, half, count
+
+
+def with_interval(values, digits: int = 3) -> str:
+    """Writes a mean and its 95 % confidence interval, such as `-0.25 ± 0.03`.
+
+    Example:
+        >>> with_interval([1.0, 2.0, 3.0])
+        '2 ± 2.48'
+    """
+    mean, half, _ = interval(values)
+    return f"{mean:.{digits}g} ± {half:.{digits}g}"

@@ -157,8 +157,11 @@ def from_loss(
     )
 
 
-def check_table(inputs, targets, *, names=("inputs", "targets")) -> tuple[Array, Array]:
-    """Returns inputs and targets as arrays of the run's precision, checked; integer targets stay integer."""
+def check_table(inputs, targets, *, names=("inputs", "targets"), tokens=False) -> tuple[Array, Array]:
+    """Returns inputs and targets as arrays of the run's precision, checked; integer targets stay integer.
+
+    Integer inputs stay integer, as int32, if they are tokens: where told so, or where the targets are integers of two axes.
+    """
     arrays = []
     for label, value in zip(names, (inputs, targets), strict=True):
         try:
@@ -180,5 +183,9 @@ def check_table(inputs, targets, *, names=("inputs", "targets")) -> tuple[Array,
             f"{names[0]} and {names[1]} must have the same number of samples, got shapes {first.shape} and {second.shape}."
         )
     if not jnp.issubdtype(first.dtype, jnp.floating):
-        first = first.astype(jnp.result_type(float))
+        integers = jnp.issubdtype(first.dtype, jnp.integer)
+        tokens = integers and (tokens or (jnp.issubdtype(second.dtype, jnp.integer) and second.ndim == 2))
+        if tokens and bool((first < 0).any()):
+            raise ValueError(f"{names[0]} are tokens, so they must be 0 or larger.")
+        first = first.astype(jnp.int32 if tokens else jnp.result_type(float))
     return first, second

@@ -11,13 +11,14 @@ import optax
 from flax import linen as nn
 
 from jaxsharp._types import Array
+from jaxsharp.problems import chunks
 from jaxsharp.problems.problem import Problem, check_table
 
 
 class _Table(NamedTuple):
     inputs: Array
-    targets: Array  # (n, outputs) real values, or (n,) integer labels
-    labels: Array | None  # (n,) integers where the task is classification
+    targets: Array  # (n, outputs) real values, or integer labels (n,) or (n, length)
+    labels: Array | None  # (n,) or (n, length) integers where the task is classification
 
 
 class _Data(NamedTuple):
@@ -46,6 +47,10 @@ class _Network:
         options = {"train": train} if self.takes_train else {}
         return self.model.apply(variables, inputs, mutable=["batch_stats"], **options)
 
+    def first_outputs(self, key, inputs):
+        """Outputs of an untrained model, for their shape."""
+        return self._apply(self.model.init(key, inputs), inputs, True)[0]
+
     def initialize(self, key, inputs):
         return self.model.init(key, inputs)["params"]
 
@@ -53,19 +58,23 @@ class _Network:
         """Outputs before the read-out, with the inputs' own statistics, and these statistics."""
         return self._apply({"params": params}, inputs, True)
 
-    def predict(self, params, data):
-        """Predictions on the training set with its own statistics, and these statistics."""
-        outputs, statistics = self.outputs(params, data.train.inputs)
-        return _read_out(outputs, data), statistics
+    def predict(self, params, data, table):
+        """Predictions on a table with its own statistics, and these statistics."""
+        outputs, statistics = self.outputs(params, table.inputs)
+        return _read_out(outputs, data, table), statistics
 
-    def predict_test(self, params, statistics, data):
-        """Predictions on the test set with the statistics of the training set."""
-        outputs, _ = self._apply({"params": params, **statistics}, data.test.inputs, False)
-        return _read_out(outputs, data)
+    def predict_test(self, params, statistics, data, table):
+        """Predictions on a table with the statistics of the training set."""
+        outputs, _ = self._apply({"params": params, **statistics}, table.inputs, False)
+        return _read_out(outputs, data, table)
 
 
-def _read_out(outputs, data):
-    return data.scale * outputs + data.shift
+def _read_out(outputs, data, table):
+    """Predictions for the targets: those of tokens may be fewer than the positions, and are then those of the last."""
+    if table.labels is not None and table.labels.ndim == 2:
+        outputs = outputs[:, outputs.shape[1] - table.labels.shape[1] :]
+    shift, scale = (jnp.expand_dims(x, range(outputs.ndim - x.ndim)) for x in (data.shift, data.scale))
+    return scale * outputs + shift
 
 
 @dataclass(frozen=True)
@@ -80,10 +89,16 @@ class _Init:
 class _Loss:
     network: _Network
     per_sample: Callable
+    chunk: int | None
 
     def __call__(self, params, data):
-        predictions, _ = self.network.predict(params, data)
-        return jnp.mean(self.per_sample(predictions, data.train.targets))
+        def losses(table):
+            return self.per_sample(self.network.predict(params, data, table)[0], table.targets)
+
+        if self.chunk is None:
+            return jnp.mean(losses(data.train))
+        count = jax.eval_shape(losses, data.train).size  # samples, or tokens
+        return chunks.total(lambda table: jnp.sum(losses(table)), data.train, self.chunk) / count
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,7 @@ class _SampledLoss:
     per_sample: Callable
 
     def __call__(self, params, data, key):
-        predictions, _ = self.network.predict(params, data)
+        predictions, _ = self.network.predict(params, data, data.train)
         fixed = jax.lax.stop_gradient(predictions)
         if self.per_sample is squared_error:  # the negative log-likelihood of a normal distribution of variance 1
             labels = fixed + jax.random.normal(key, fixed.shape, fixed.dtype)
@@ -110,24 +125,33 @@ def _take(data, indices):
 @dataclass(frozen=True)
 class _Residuals:
     network: _Network
+    chunk: int | None
 
     def __call__(self, params, data):
-        predictions, _ = self.network.predict(params, data)
-        return (predictions - data.train.targets).ravel()
+        def residuals(table):
+            return self.network.predict(params, data, table)[0] - table.targets
+
+        return chunks.each(residuals, data.train, self.chunk).ravel()
 
 
 @dataclass(frozen=True)
 class _Metrics:
     network: _Network
     per_sample: Callable
+    chunk: int | None
 
     def __call__(self, params, data):
-        predictions, statistics = self.network.predict(params, data)
+        if self.chunk is None:
+            predictions, statistics = self.network.predict(params, data, data.train)
+        else:
+            predictions = chunks.each(lambda table: self.network.predict(params, data, table)[0], data.train, self.chunk)
+            statistics = {}
         values = {}
         if data.train.labels is not None:
             values["train_accuracy"] = _accuracy(predictions, data.train.labels)
         if data.test is not None:
-            predictions = self.network.predict_test(params, statistics, data)
+            predict = lambda table: self.network.predict_test(params, statistics, data, table)  # noqa: E731
+            predictions = chunks.each(predict, data.test, self.chunk)
             values["test_loss"] = jnp.mean(self.per_sample(predictions, data.test.targets))
             if data.test.labels is not None:
                 values["test_accuracy"] = _accuracy(predictions, data.test.labels)
@@ -138,26 +162,37 @@ def _accuracy(predictions, labels):
     return jnp.mean(jnp.argmax(predictions, axis=-1).astype(labels.dtype) == labels, dtype=predictions.dtype)
 
 
-def supervised(model: nn.Module, train: Any, test: Any = None, loss: str | Callable = "mse") -> Problem:
+def supervised(
+    model: nn.Module, train: Any, test: Any = None, loss: str | Callable = "mse", *, chunk: int | None = None
+) -> Problem:
     """Makes the full-batch training loss of a flax model, L(w) = (1/n) Σᵢ ℓ(f(xᵢ; w), yᵢ).
 
     Training predictions use the statistics of the full training batch; test metrics use the statistics of the training set.
-    A model with a field `outputs` left at None gets it from the targets. For `loss="mse"` and a model with
+    A model with a field `outputs` (and `vocabulary`) left at None gets it from the data. For `loss="mse"` and a model with
     `scale_invariant=True` the normalized outputs pass a fixed affine read-out with the mean and scale of the training targets,
     so that they can reach them.
+
+    Labels of shape (n, length) are one for each token: the loss and the accuracy are means over tokens, and where a sequence is
+    longer than its labels these are those of its last positions. Integer inputs stay integers for a model with a field
+    `vocabulary`, or where the labels are of tokens; all others become real numbers.
 
     Args:
         model: a flax linen module, called as `model(inputs)` or `model(inputs, train=bool)`; its params take the data's dtype
             if it follows `jaxsharp.models`. Its initial batch statistics, if any, live in the collection `batch_stats`.
-        train: (inputs (n, ...), targets): integer labels (n,), or real targets (n,) or (n, outputs).
+        train: (inputs (n, ...), targets): vectors (n, features), images (n, height, width, channels) or tokens (n, length);
+            integer labels (n,) or (n, length), or real targets (n,) or (n, outputs).
         test: the same, or None.
         loss: `mse` (ℓ = ½‖f − y‖², labels as one-hot), `cross_entropy` (labels), or a function (predictions, targets) -> (n,).
+        chunk: number of samples evaluated at a time; None takes all at once. The sum over chunks is the same loss to rounding,
+            and each chunk's intermediate values are recomputed for its derivative (about one more evaluation) instead of kept,
+            so that the memory of a gradient or of a product follows the chunk, not n. Not with batch normalization, whose
+            statistics join all samples.
 
     Returns:
         A `Problem`; for `mse` its residuals are (f(xᵢ) − yᵢ), flattened to (n · outputs,).
 
     Raises:
-        ValueError: for wrong shapes, NaN, an unknown loss, or labels of the wrong type.
+        ValueError: for wrong shapes, NaN, an unknown loss, labels of the wrong type, or chunks of a model with batch statistics.
 
     Example:
         >>> import jax, jaxsharp as js
@@ -172,23 +207,30 @@ def supervised(model: nn.Module, train: Any, test: Any = None, loss: str | Calla
         per_sample = LOSSES[loss]
     else:
         per_sample = loss
-    train_table = _table(train, "train", None, per_sample)
+    tokens = hasattr(model, "vocabulary")
+    train_table = _table(train, "train", None, per_sample, tokens)
     outputs = _width(train_table, per_sample)
-    test_table = None if test is None else _table(test, "test", outputs, per_sample)
+    test_table = None if test is None else _table(test, "test", outputs, per_sample, tokens)
     if getattr(model, "outputs", 0) is None:
         model = model.clone(outputs=outputs)
+    if tokens and model.vocabulary is None:
+        model = model.clone(vocabulary=max(int(table.inputs.max()) + 1 for table in (train_table, test_table) if table))
     scale_invariant = bool(getattr(model, "scale_invariant", False))
     network = _Network(model, "train" in inspect.signature(type(model).__call__).parameters)
     squared = per_sample is squared_error
     shift, scale = _read_out_constants(train_table, model) if squared and scale_invariant else (0.0, 1.0)
-    dtype = train_table.inputs.dtype
+    dtype = jnp.result_type(float)
     data = _Data(train_table, test_table, jnp.asarray(shift, dtype), jnp.asarray(scale, dtype))
+    if train_table.labels is not None and train_table.labels.ndim == 2:
+        _check_positions(network, train_table)
+    if chunk is not None:
+        _check_chunk(chunk, model, train_table)
     return Problem(
         data=data,
         init_fn=_Init(network),
-        loss_fn=_Loss(network, per_sample),
-        residuals_fn=_Residuals(network) if squared else None,
-        metrics_fn=_Metrics(network, per_sample),
+        loss_fn=_Loss(network, per_sample, chunk),
+        residuals_fn=_Residuals(network, chunk) if squared else None,
+        metrics_fn=_Metrics(network, per_sample, chunk),
         scale_invariant=scale_invariant,
         name=f"supervised {type(model).__name__}",
         take_fn=_take,
@@ -240,29 +282,52 @@ def sample_loss(problem: Problem, params: Any) -> SampleLoss:
     network, per_sample, data = problem.loss_fn.network, problem.loss_fn.per_sample, problem.data
 
     def predict(params, inputs):
-        return _read_out(network.outputs(params, inputs)[0], data)
+        return _read_out(network.outputs(params, inputs)[0], data, data.train)
 
     statistics = jax.eval_shape(lambda w: network.outputs(w, data.train.inputs)[1], params)
     name = next((name for name, function in LOSSES.items() if function is per_sample), per_sample)
     return SampleLoss(predict, name, (data.train.inputs, data.train.targets), bool(jax.tree.leaves(statistics)))
 
 
-def _table(pair, label, outputs, per_sample):
+def _check_positions(network, table):
+    outputs = jax.eval_shape(lambda key: network.first_outputs(key, table.inputs), jax.random.key(0)).shape
+    if len(outputs) != 3 or outputs[1] < table.labels.shape[1]:
+        raise ValueError(
+            f"train targets are integers of shape {table.labels.shape}, one label for each token, but the model returns outputs "
+            f"of shape {outputs} instead of (n, length, outputs); labels of samples have the shape (n,), and one-hot targets are "
+            "real numbers."
+        )
+
+
+def _check_chunk(chunk, model, table):
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f"chunk={chunk!r} must be a whole number of samples, at least 1, or None.")
+    variables = jax.eval_shape(model.init, jax.random.key(0), table.inputs)
+    if "batch_stats" in variables:
+        raise ValueError(
+            "chunk= would change the loss: this model normalizes with the statistics of the whole batch, which a chunk does not "
+            "have; pass chunk=None, or another norm."
+        )
+
+
+def _table(pair, label, outputs, per_sample, tokens):
     try:
         inputs, targets = pair
     except (TypeError, ValueError):
         raise ValueError(f"{label} must be a pair (inputs, targets), got {type(pair).__name__}.") from None
-    inputs, targets = check_table(inputs, targets, names=(f"{label} inputs", f"{label} targets"))
+    inputs, targets = check_table(inputs, targets, names=(f"{label} inputs", f"{label} targets"), tokens=tokens)
     if jnp.issubdtype(targets.dtype, jnp.integer):
-        if targets.ndim != 1 or bool((targets < 0).any()):
-            raise ValueError(f"{label} targets are integers, so they must be labels of shape (n,), 0 or larger.")
+        if targets.ndim > 2 or bool((targets < 0).any()):
+            raise ValueError(f"{label} targets are integers, so they must be labels of shape (n,) or (n, length), 0 or larger.")
+        if targets.ndim == 2 and (inputs.ndim < 2 or targets.shape[1] > inputs.shape[1]):
+            raise ValueError(f"{label} targets label {targets.shape[1]} tokens, but a sequence has {inputs.shape[1]}.")
         labels = targets.astype(jnp.int32)
+        if outputs is not None and (per_sample in LOSSES.values() or labels.ndim == 2) and int(labels.max()) >= outputs:
+            raise ValueError(f"{label} targets has the label {int(labels.max())}, which the training set does not have.")
         if per_sample is not squared_error:
             return _Table(inputs, labels, labels)
         classes = int(labels.max()) + 1 if outputs is None else outputs
-        if int(labels.max()) >= classes:
-            raise ValueError(f"{label} targets has the label {int(labels.max())}, which the training set does not have.")
-        return _Table(inputs, jax.nn.one_hot(labels, classes, dtype=inputs.dtype), labels)
+        return _Table(inputs, jax.nn.one_hot(labels, classes, dtype=jnp.result_type(float)), labels)
     if per_sample is LOSSES["cross_entropy"]:
         raise ValueError(f"loss='cross_entropy' needs integer labels, but {label} targets have dtype {targets.dtype}.")
     return _Table(inputs, targets[:, None] if targets.ndim == 1 else targets, None)
@@ -276,7 +341,8 @@ def _width(table, per_sample):
 
 def _read_out_constants(table, model):
     """Mean and scale that let normalized outputs reach the targets: per output for batch statistics, else over all."""
-    axis = 0 if getattr(model, "norm", None) == "batch" else None
+    per_output = getattr(model, "norm", None) == "batch" and not getattr(model, "fixed_read_out", False)
+    axis = tuple(range(table.targets.ndim - 1)) if per_output else None
     scale = jnp.std(table.targets, axis=axis, keepdims=True)
     if bool(jnp.any(scale == 0)):
         raise ValueError("train targets have an output that never varies; drop that class or output.")
