@@ -3,6 +3,8 @@
 from jaxsharp.optimizers.gd import gd
 from jaxsharp.optimizers.optimizer import Optimizer, from_factory
 from jaxsharp.optimizers.projected_gd import projected_gd
+from jaxsharp.optimizers.rmsprop import rmsprop
+from jaxsharp.optimizers.scalar_rmsprop import scalar_rmsprop
 from jaxsharp.optimizers.scheduled_gd import scheduled_gd
 
-__all__ = ["Optimizer", "from_factory", "gd", "projected_gd", "scheduled_gd"]
+__all__ = ["Optimizer", "from_factory", "gd", "projected_gd", "rmsprop", "scalar_rmsprop", "scheduled_gd"]
