@@ -29,6 +29,7 @@ class Oscillation(NamedTuple):
         values: (k,), their eigenvalues, largest first; an optimizer is stable below 2.
         covariance: X, (k, k).
         variances: (k,), the eigenvalues of Σ, largest first.
+        gradient_variance: tr HΣH.
         memory: ν, the optimizer's second moment, (D,) or scalar.
         stiffness: P(ν, t), like ν.
         active: how many directions were near the edge.
@@ -39,6 +40,7 @@ class Oscillation(NamedTuple):
     values: Array
     covariance: Array
     variances: Array
+    gradient_variance: Scalar
     memory: Array
     stiffness: Array
     active: Scalar
@@ -112,7 +114,7 @@ class AveragedFlow:
             hvps, vectors, values = pairs.matvecs, pairs.vectors, pairs.values
         nothing = jnp.zeros((), w.dtype)
         square, line = jnp.zeros((k, k), w.dtype), jnp.zeros((k,), w.dtype)
-        inner = Oscillation(vectors, values, square, line, memory, frame.stiffness, nothing, nothing)
+        inner = Oscillation(vectors, values, square, line, nothing, memory, frame.stiffness, nothing, nothing)
         return State(
             params=params, inner=inner, hyperparams=dict(self.hyperparams), count=zero, status=zero, hvps=hvps.astype(zero.dtype)
         )
@@ -265,12 +267,14 @@ class AveragedFlow:
         push = push - jnp.where(mask, (1 - relax) * (rows @ push), 0) @ rows
         memory = memory + h * spread(vector)
         columns = jnp.atleast_1d(frame.scale)[None, :] * rows
+        bent = values[:, None] * rows / jnp.atleast_1d(frame.scale)[None, :]  # H D
         root = _root(found.value)
         after = Oscillation(
             vectors=rows,
             values=values,
             covariance=found.value,
             variances=jnp.maximum(jnp.linalg.eigvalsh(root @ (columns @ columns.T) @ root)[::-1], 0),
+            gradient_variance=jnp.sum((bent @ bent.T) * found.value),
             memory=memory,
             stiffness=self._stiffness(memory, frame.time + h),
             active=active.astype(dtype),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from jaxsharp.probes.oscillation import oscillation
 from jaxsharp.probes.probe import FunctionProbe, Probe, Variable, function
 from jaxsharp.probes.scalars import effective_learning_rate, grad_norm, loss, metrics, parameter_norm, parameters
 from jaxsharp.probes.sharpness import SharpnessProbe, sharpness, spherical_sharpness
@@ -15,6 +16,7 @@ BY_NAME = {
     "metrics": metrics,
     "parameters": parameters,
     "parameter_norm": parameter_norm,
+    "oscillation": oscillation,
 }
 
 
@@ -66,6 +68,7 @@ __all__ = [
     "grad_norm",
     "loss",
     "metrics",
+    "oscillation",
     "parameter_norm",
     "parameters",
     "resolve",
