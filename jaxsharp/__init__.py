@@ -5,7 +5,20 @@ Three nouns (Problem, Dynamics, Probe) and two verbs (simulate, sweep); see the 
 
 from importlib import metadata as _metadata
 
-from jaxsharp import curvature, data, flows, minimizers, models, operators, optimizers, probes, problems, selfcheck, sphere
+from jaxsharp import (
+    compare,
+    curvature,
+    data,
+    flows,
+    minimizers,
+    models,
+    operators,
+    optimizers,
+    probes,
+    problems,
+    selfcheck,
+    sphere,
+)
 from jaxsharp.dynamics import as_dynamics
 from jaxsharp.results import load, save
 from jaxsharp.simulation import simulate, sweep
@@ -17,6 +30,7 @@ except _metadata.PackageNotFoundError:  # run from a source tree that is not ins
 
 __all__ = [
     "as_dynamics",
+    "compare",
     "curvature",
     "data",
     "flows",

@@ -1,7 +1,7 @@
 """What can go wrong inside a grid, as bits of one integer per member.
 
 A member's status is the bitwise or of everything that happened to it. Bits in `FATAL` come from the dynamics and freeze the
-member; the others come from a probe and only warn about the values it recorded.
+member; the others only warn about the values that were recorded.
 """
 
 import enum
@@ -23,6 +23,8 @@ class Status(enum.IntFlag):
     OFF_MANIFOLD = 8
     FLOW_EIGENPAIR_UNCONVERGED = 16
     EIGENPAIR_UNCONVERGED = 32
+    SUBSPACE_FULL = 64
+    COMPLEMENTARITY_UNMET = 128
 
 
 MEANINGS = {
@@ -32,6 +34,8 @@ MEANINGS = {
     Status.OFF_MANIFOLD: "the return to the minimizer manifold did not converge",
     Status.FLOW_EIGENPAIR_UNCONVERGED: "an eigenpair that the flow needs did not converge",
     Status.EIGENPAIR_UNCONVERGED: "an eigenpair of a probe or an optimizer did not converge within its products",
+    Status.SUBSPACE_FULL: "all directions that a central flow tracks were near the edge at once, so it may have missed one",
+    Status.COMPLEMENTARITY_UNMET: "the oscillation of a central flow was found less exactly than its tolerance",
 }
 
 FATAL = Status.DIVERGED | Status.EIGENGAP_LOST | Status.STEP_LIMIT | Status.OFF_MANIFOLD | Status.FLOW_EIGENPAIR_UNCONVERGED

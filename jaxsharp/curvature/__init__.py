@@ -11,6 +11,7 @@ from jaxsharp.curvature.products import hessian_operator, hvp
 from jaxsharp.curvature.rematerialize import rematerialized
 from jaxsharp.curvature.sharpness import default_tolerance, frozen_eigenpairs, log_sharpness, rayleigh_quotient, sharpness
 from jaxsharp.curvature.spectral_density import SpectralDensity, smoothed_density, spectral_density
+from jaxsharp.curvature.third import third_derivatives
 from jaxsharp.curvature.trace import trace
 from jaxsharp.curvature.tracker import EigenTracker, Tracked
 
@@ -45,6 +46,7 @@ __all__ = [
     "smoothed_density",
     "spectral_density",
     "squared_gradient",
+    "third_derivatives",
     "top_eigenpairs",
     "top_eigenvalue_sum",
     "trace",

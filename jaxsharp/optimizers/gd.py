@@ -4,6 +4,7 @@ import optax
 
 from jaxsharp._types import ScalarLike
 from jaxsharp.optimizers.optimizer import Optimizer, check_rates
+from jaxsharp.preconditioning import Constant
 
 
 def _gd(learning_rate, weight_decay):
@@ -12,6 +13,9 @@ def _gd(learning_rate, weight_decay):
 
 def _heavy_ball(learning_rate, weight_decay, momentum):
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(decay=momentum), optax.scale(-learning_rate))
+
+
+_gd.preconditioning = _heavy_ball.preconditioning = Constant()  # what a central flow has to know
 
 
 def gd(learning_rate: ScalarLike, weight_decay: ScalarLike = 0.0, momentum: ScalarLike = 0.0) -> Optimizer:

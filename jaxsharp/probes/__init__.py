@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from jaxsharp.probes.flatness import MaskProbe, ProtectionProbe, mask, protection
+from jaxsharp.probes.oscillation import oscillation
 from jaxsharp.probes.probe import FunctionProbe, Probe, Variable, function
 from jaxsharp.probes.scalars import effective_learning_rate, grad_norm, loss, metrics, parameter_norm, parameters
 from jaxsharp.probes.sharpness import SharpnessProbe, sharpness, spherical_sharpness
@@ -21,6 +22,7 @@ BY_NAME = {
     "spectral_density": spectral_density,
     "mask": mask,
     "protection": protection,
+    "oscillation": oscillation,
 }
 
 
@@ -75,6 +77,7 @@ __all__ = [
     "loss",
     "mask",
     "metrics",
+    "oscillation",
     "parameter_norm",
     "parameters",
     "protection",
