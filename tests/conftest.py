@@ -22,3 +22,10 @@ def precision(request):
     """Runs a test in both precisions; yields the name."""
     with jax.enable_x64(request.param == "float64"):
         yield request.param
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_of_one_module():
+    """Forgets compiled programs after each module: their memory maps add up, and a process may hold only so many."""
+    yield
+    jax.clear_caches()

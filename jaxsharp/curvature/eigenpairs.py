@@ -169,7 +169,7 @@ def _stepped(found, first, last):
 def _first_directions(guess, k, guards, template, key, noise):
     """The guess (k + guards, D) with random rows for what is missing and noise on its guards, and whether any of k is missing."""
     count, size, dtype = k + guards, template.size, template.dtype
-    fresh = _signs(key, (count, size), dtype)
+    fresh = _fresh(key, (count, size), dtype)
     if guess is None:
         return fresh, jnp.asarray(True)
     rows = jax.vmap(lambda row: ravel_pytree(row)[0])(guess)
@@ -185,8 +185,13 @@ def _first_directions(guess, k, guards, template, key, noise):
     return jnp.where(usable, rows + share * fresh, fresh), ~usable[:k].all()
 
 
-def _signs(key, shape, dtype):
-    """Random signs over √D: of unit norm, and made from 32 at a time, since normal numbers cost as much as a product."""
+def _fresh(key, shape, dtype):
+    """Random directions of about unit norm: normal, or signs made 32 at a time where so many normal numbers cost a product.
+
+    Few signs would often depend on each other.
+    """
+    if shape[1] <= 4096:
+        return jax.random.normal(key, shape, dtype) / jnp.sqrt(jnp.asarray(shape[1], dtype))
     words = jax.random.bits(key, (shape[0], -(-shape[1] // 32), 1), jnp.uint32)
     bits = (words >> jnp.arange(32, dtype=jnp.uint32)[None, None]) & jnp.uint32(1)
     bits = bits.reshape(shape[0], -1)[:, : shape[1]].astype(dtype)

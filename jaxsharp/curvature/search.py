@@ -239,7 +239,8 @@ def _grow(apply, task, plan, state, directions, growing):
     errors = jnp.where(norms > 0, norms / jnp.where(scale > 0, scale, 1), norms)
     errors = jnp.where(has_value, errors, jnp.finfo(errors.dtype).max)
     if plan.block < targets:
-        worst = jax.lax.top_k(errors / jnp.maximum(task.tolerances, jnp.finfo(errors.dtype).tiny), plan.block)[1]
+        urgency = errors / jnp.maximum(task.tolerances, jnp.finfo(errors.dtype).tiny)
+        worst = jax.lax.top_k(jnp.where(has_value, urgency, 0), plan.block)[1]  # what has no value has no direction to grow by
         residuals = residuals[worst]
     return Search(
         basis,
