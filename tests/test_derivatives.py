@@ -189,7 +189,7 @@ def test_the_sum_of_a_gauss_newton_matrix_in_chunks(network):
 
     @jax.jit
     def matrix(x):
-        outputs = lambda x: problem.loss_fn.network.predict(unravel(x), problem.data)[0]  # noqa: E731
+        outputs = lambda x: problem.loss_fn.network.predict(unravel(x), problem.data, problem.data.train)[0]  # noqa: E731
         derivative, p = jax.jacrev(outputs)(x), jax.nn.softmax(outputs(x))
         second = jnp.eye(3)[None] * p[:, :, None] - p[:, :, None] * p[:, None, :]
         return jnp.einsum("nci,ncd,ndj->ij", derivative, second, derivative) / p.shape[0]
