@@ -28,7 +28,8 @@ class EigenTracker:
 
     The vectors of the last measurement and `guards` further ones start the next; a guard gets fresh noise each time, so that
     an eigenvalue that rises from a direction orthogonal to all that are followed grows into the guard and is caught before or
-    some ten measurements after it overtakes; more guards catch it earlier. Compares by value: the same settings reuse a compiled program.
+    some ten measurements after it overtakes; more guards catch it earlier. Compares by value: the same settings reuse a compiled
+    program.
 
     Attributes:
         k: how many pairs.
