@@ -1,5 +1,6 @@
 """Curvature of a loss function: operators and their products, eigenpairs, sharpness, trace, diagonal, spectrum, derivatives."""
 
+from jaxsharp.curvature.davidson import davidson_eigenpairs
 from jaxsharp.curvature.diagonal import diagonal, fisher_diagonal, sample_squared_gradients, squared_gradient
 from jaxsharp.curvature.eigenpairs import Eigenpairs, top_eigenpairs
 from jaxsharp.curvature.eigenvalue_sum import EigenvalueSum, top_eigenvalue_sum
@@ -26,6 +27,7 @@ __all__ = [
     "SpectralDensity",
     "Tracked",
     "as_operator",
+    "davidson_eigenpairs",
     "default_tolerance",
     "diagonal",
     "draw_targets",

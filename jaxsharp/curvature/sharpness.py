@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxsharp._types import Array, Loss, Params, PyTree, Scalar
-from jaxsharp.curvature.eigenpairs import Eigenpairs, top_eigenpairs
+from jaxsharp.curvature.davidson import davidson_eigenpairs
+from jaxsharp.curvature.eigenpairs import Eigenpairs
 from jaxsharp.curvature.products import hessian_operator, hvp
 
 
@@ -31,7 +32,7 @@ def frozen_eigenpairs(loss: Loss, params: Params, k: int = 1, guess: PyTree | No
     constants = jax.lax.stop_gradient(constants)
     params = jax.lax.stop_gradient(params)
     matvec = hessian_operator(lambda w: fixed(w, *constants), params)
-    return top_eigenpairs(matvec, params, k, jax.lax.stop_gradient(guess), **options)
+    return davidson_eigenpairs(matvec, params, k, jax.lax.stop_gradient(guess), **options)
 
 
 def rayleigh_quotient(loss: Loss, params: Params, v: PyTree) -> Scalar:
