@@ -1,6 +1,7 @@
 """The largest eigenpairs by the plain block Davidson iteration, for evaluations inside flows.
 
-A batched flow that searches with `top_eigenpairs` at every stage was seen to hang on a CPU (jax 0.10.1); with this search it does not.
+A batched flow that searches with `top_eigenpairs` at every stage was seen to hang on a CPU (jax 0.10.1); with this one it does
+not.
 """
 
 import math

@@ -206,7 +206,6 @@ def _advance(apply, task, plan, state, rounds):
         return _unfinished(task, plan, state) & (state.rounds < last)
 
     def round_of(state):
-        # One loop, not a loop over restarts around one over rounds: batched, the nested form can hang on a CPU (jax 0.10.1).
         state = jax.lax.cond(state.filled + plan.block > plan.rows, lambda s: _restart(s, plan), lambda s: s, state)
         offset = jnp.minimum(state.rounds * plan.block, first.shape[0] - plan.block)
         given = jax.lax.dynamic_slice_in_dim(first, offset, plan.block)
