@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.custom_batching import custom_vmap
 
-from jaxsharp._types import Array, Count, Params, PyTree
+from jaxsharp._types import Array, Count, Params, PyTree, Scalar
 from jaxsharp.problems import Problem
 from jaxsharp.status import Status, stopped
 
@@ -17,9 +17,23 @@ LARGEST = 1e10
 """A parameter larger than this in absolute value counts as diverged."""
 
 
+class Slope(NamedTuple):
+    """The loss and its gradient at the parameters of some step, as a measurement found them.
+
+    Attributes:
+        value: L(w).
+        gradient: ∇L(w), a pytree like the parameters.
+        count: completed steps at w; −1 where there is none yet.
+    """
+
+    value: Scalar
+    gradient: Params
+    count: Count
+
+
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "inner", "hyperparams", "count", "status", "hvps", "previous", "rate", "order"],
+    data_fields=["params", "inner", "hyperparams", "count", "status", "hvps", "previous", "rate", "order", "slope"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class State:
         previous: parameters one step earlier, for measuring at the midpoint; None where they are not kept.
         rate: the effective learning rate, where the rule sets its own; None where it follows from the hyper-parameters.
         order: the training samples in the order of this epoch's minibatches; None for the full batch.
+        slope: loss and gradient that a measurement handed on; None where they are not kept.
     """
 
     params: Params
@@ -47,6 +62,7 @@ class State:
     previous: Params | None = None
     rate: Array | None = None
     order: Array | None = None
+    slope: Slope | None = None
 
 
 @runtime_checkable
@@ -67,7 +83,11 @@ class Dynamics(Protocol):
     def params(self, state: State) -> Params: ...  # noqa: D102
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["optimizer", "seed"], meta_fields=["keep_previous", "minibatch"])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["optimizer", "seed"],
+    meta_fields=["keep_previous", "minibatch", "keep_slope"],
+)
 @dataclass(frozen=True)
 class OptimizerDynamics:
     """The Dynamics of training with an optax transformation, w ← w + update(∇L(w)), L over all samples or over a minibatch.
@@ -87,6 +107,7 @@ class OptimizerDynamics:
         keep_previous: whether states keep the parameters of one step earlier.
         seed: of minibatches and of the optimizer's random numbers, a whole number; None for an optimizer that brings its own.
         minibatch: samples a step, None for all.
+        keep_slope: whether a step takes the loss and the gradient from a measurement at the same parameters, if there was one.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxsharp as js
@@ -101,6 +122,7 @@ class OptimizerDynamics:
     keep_previous: bool = False
     seed: Array | int | None = None
     minibatch: int | None = None
+    keep_slope: bool = False
 
     @property
     def hyperparams(self) -> dict:
@@ -115,6 +137,7 @@ class OptimizerDynamics:
     def init(self, problem: Problem, params: Params) -> State:
         """Returns the state of step 0."""
         inner = self.optimizer.init(params)
+        none = jax.tree.map(jnp.zeros_like, params)
         return State(
             params=params,
             inner=inner,
@@ -125,13 +148,16 @@ class OptimizerDynamics:
             previous=params if self.keep_previous else None,
             rate=_find(inner, "rate"),
             order=None if self.minibatch is None else jnp.arange(_checked_samples(problem, self.minibatch), dtype=jnp.int32),
+            slope=Slope(jnp.zeros((), jax.tree.leaves(params)[0].dtype), none, jnp.full((), -1, jnp.int32))
+            if self.keep_slope
+            else None,
         )
 
     def step(self, problem: Problem, state: State) -> State:
         """Takes one optimizer step; a step from a loss, or to parameters, not finite or huge is not taken and sets DIVERGED."""
         step = common_count(state.count)
         problem, order = self._minibatch_of(problem, state, step)
-        value, gradient = jax.value_and_grad(problem.loss)(state.params)
+        value, gradient = _slope(problem, state, step)
         extra = _extra_arguments(problem, state.params, step, value, gradient)
         if self.seed is not None:
             extra["key"] = jax.random.fold_in(jax.random.key(self.seed), _OPTIMIZER)
@@ -185,7 +211,20 @@ class OptimizerDynamics:
 _MINIBATCH, _OPTIMIZER = 1, 2  # streams of random numbers under one seed
 
 
-def as_dynamics(rule, *, keep_previous: bool = False, seed: int | None = None, minibatch: int | None = None) -> Dynamics:
+def _slope(problem, state, step):
+    """Loss and gradient: those of a measurement here, where one handed them on, else new ones."""
+
+    def evaluate():
+        return jax.value_and_grad(problem.loss)(state.params)
+
+    if state.slope is None:
+        return evaluate()
+    return jax.lax.cond(common_count(state.slope.count) == step, lambda: (state.slope.value, state.slope.gradient), evaluate)
+
+
+def as_dynamics(
+    rule, *, keep_previous: bool = False, seed: int | None = None, minibatch: int | None = None, keep_slope: bool = False
+) -> Dynamics:
     """Makes a Dynamics of a flow, an optimizer of jaxsharp, or any optax transformation.
 
     Args:
@@ -193,6 +232,7 @@ def as_dynamics(rule, *, keep_previous: bool = False, seed: int | None = None, m
         keep_previous: whether an optimizer's states keep the parameters of one step earlier.
         seed: of an optimizer's minibatches and random numbers.
         minibatch: samples a step of an optimizer sees, None for all.
+        keep_slope: whether an optimizer's step uses the loss and gradient of a measurement at the same parameters.
 
     Returns:
         A `Dynamics`.
@@ -210,7 +250,7 @@ def as_dynamics(rule, *, keep_previous: bool = False, seed: int | None = None, m
             raise ValueError("minibatch is for optimizers; a flow follows the full-batch loss.")
         return rule
     if hasattr(rule, "init") and hasattr(rule, "update"):
-        return OptimizerDynamics(as_transformation(rule), keep_previous, seed, minibatch)
+        return OptimizerDynamics(as_transformation(rule), keep_previous, seed, minibatch, keep_slope and minibatch is None)
     raise ValueError(
         f"expected an optimizer, a flow or an optax transformation, got {type(rule).__name__}; "
         "call the factory first, for example js.optimizers.gd(0.1)."

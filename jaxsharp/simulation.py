@@ -68,9 +68,7 @@ def simulate(
     """
     probes = resolve(probes)
     plan = trajectory.schedule(probes, steps, every)
-    rule = as_dynamics(
-        dynamics, keep_previous=any(probe.midpoint for probe in probes), seed=np.uint32(_seeds([seed])[0]), minibatch=minibatch
-    )
+    rule = as_dynamics(dynamics, seed=np.uint32(_seeds([seed])[0]), minibatch=minibatch, **_kept_for(probes))
     values, function = _initial(problem, init)
     members = grid.Members(_stack([rule], ["dynamics"]), np.asarray(_seeds([seed]), np.uint32), {})
     outcome = grid.execute(
@@ -148,9 +146,9 @@ def sweep(
     seeds = _seeds(range(seeds) if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool) else seeds)
     probes = resolve(probes)
     plan = trajectory.schedule(probes, steps, every)
-    keep = any(probe.midpoint for probe in probes)
     made = [_make(factory, dict(zip(over, point, strict=True))) for point in itertools.product(*over.values())]
-    rules = [as_dynamics(rule, keep_previous=keep, seed=np.uint32(seed), minibatch=minibatch) for rule in made for seed in seeds]
+    kept = _kept_for(probes)
+    rules = [as_dynamics(rule, seed=np.uint32(seed), minibatch=minibatch, **kept) for rule in made for seed in seeds]
     points = [np.repeat(column, len(seeds)) for column in zip(*itertools.product(*over.values()), strict=True)] if over else []
     points = dict(zip(over, (np.asarray(column, float) for column in points), strict=True))
     values, function = _initial(problem, init)
@@ -240,6 +238,14 @@ def _stack(rules, names):
             "let the factory make the same kind of rule for every value (for momentum, use values above 0 only)."
         )
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *rules)
+
+
+def _kept_for(probes) -> dict[str, bool]:
+    """What the states have to keep for these probes."""
+    return {
+        "keep_previous": any(probe.midpoint for probe in probes),
+        "keep_slope": any(getattr(probe, "reuse_gradient", False) for probe in probes),
+    }
 
 
 def _initial(problem, init):

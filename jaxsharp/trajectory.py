@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsharp._types import Array, Count, Params, PyTree
-from jaxsharp.dynamics import Dynamics, State
+from jaxsharp.dynamics import Dynamics, Slope, State
 from jaxsharp.probes import Probe
+from jaxsharp.probes.probe import SLOPE
 from jaxsharp.problems import Problem
 from jaxsharp.status import Status, stopped
 
@@ -146,7 +147,7 @@ def run(
         values, memories, state = {}, list(carry.probes), carry.state
         for index in group:
             memories[index], seen = probes[index].measure(problem, state, memories[index])
-            state = _account(probes[index], seen, state)
+            state = _handed_on(seen.pop(SLOPE, None), _account(probes[index], seen, state))
             values.update({name: _masked(jnp.asarray(value), state) for name, value in seen.items()})
         return Carry(state, tuple(memories)), values
 
@@ -171,6 +172,13 @@ def run(
         return carry, tuple(written)
 
     return jax.lax.fori_loop(0, segment.events, event, (carry, blank))
+
+
+def _handed_on(slope: tuple | None, state: State) -> State:
+    """Keeps the loss and gradient of a measurement for the next step."""
+    if slope is None or state.slope is None:
+        return state
+    return replace(state, slope=Slope(*slope, state.count))
 
 
 def _account(probe: Probe, seen: dict, state: State) -> State:

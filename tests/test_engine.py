@@ -179,6 +179,36 @@ def test_midpoint_is_the_mean_of_two_iterates():
     np.testing.assert_allclose(middle.parameters, [w[0], (w[2] + w[3]) / 2, (w[5] + w[6]) / 2], rtol=1e-13)
 
 
+def test_a_gradient_found_by_a_measurement_is_used_by_the_next_step():
+    """The trajectory is the same to rounding, in a grid with a member that diverges, and each step saves one gradient."""
+    evaluations = []
+
+    def loss(w, data):
+        jax.debug.callback(lambda _: evaluations.append(1), w[0])
+        return 0.25 * jnp.sum((w**2 - data) ** 2)
+
+    problem = js.problems.from_loss(loss, _uniform, data=jnp.arange(1.0, 3.0), name="counted")
+
+    def run(every, **options):
+        evaluations.clear()
+        probes = [js.probes.sharpness(guards=0, tol=1e-6, **options), "parameters"]
+        rates = {"learning_rate": [0.05, 30.0]}
+        ds = js.sweep(problem, js.optimizers.gd, rates, steps=12, every=every, probes=probes, progress=False)
+        jax.effects_barrier()
+        return ds, len(evaluations)
+
+    for every in (1, 5):
+        plain, most = run(every)
+        reused, fewer = run(every, reuse_gradient=True)
+        assert plain.status.values.ravel().tolist() == reused.status.values.ravel().tolist() != [0, 0]
+        np.testing.assert_allclose(reused.parameters, plain.parameters, rtol=1e-10)
+        np.testing.assert_allclose(reused.sharpness, plain.sharpness, rtol=1e-10)
+        measurements = plain.step.size
+        assert most - fewer == 2 * (measurements - 1)  # two members, none after the last measurement
+    with pytest.raises(ValueError, match="midpoint"):
+        js.probes.sharpness(midpoint=True, reuse_gradient=True)
+
+
 def test_initial_parameters_may_depend_on_the_grid_point():
     def init(key, learning_rate):
         return {"u": jax.random.uniform(key, dtype=float), "v": learning_rate}

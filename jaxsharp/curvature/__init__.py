@@ -1,6 +1,5 @@
 """Curvature of a loss function: operators and their products, eigenpairs, sharpness, trace, diagonal, spectrum, derivatives."""
 
-from jaxsharp.curvature.davidson import davidson_eigenpairs
 from jaxsharp.curvature.diagonal import diagonal, fisher_diagonal, sample_squared_gradients, squared_gradient
 from jaxsharp.curvature.eigenpairs import Eigenpairs, top_eigenpairs
 from jaxsharp.curvature.eigenvalue_sum import EigenvalueSum, top_eigenvalue_sum
@@ -8,7 +7,7 @@ from jaxsharp.curvature.estimate import Estimate
 from jaxsharp.curvature.gauss_newton import draw_targets, empirical_fisher_operator, fisher_operator, gauss_newton_operator
 from jaxsharp.curvature.likelihood import LIKELIHOODS, Likelihood
 from jaxsharp.curvature.operator import Operator, as_operator, frozen, preconditioned
-from jaxsharp.curvature.products import hessian_operator, hvp
+from jaxsharp.curvature.products import hessian_operator, hvp, slope_and_hessian
 from jaxsharp.curvature.rematerialize import rematerialized
 from jaxsharp.curvature.sharpness import default_tolerance, frozen_eigenpairs, log_sharpness, rayleigh_quotient, sharpness
 from jaxsharp.curvature.spectral_density import SpectralDensity, smoothed_density, spectral_density
@@ -27,7 +26,6 @@ __all__ = [
     "SpectralDensity",
     "Tracked",
     "as_operator",
-    "davidson_eigenpairs",
     "default_tolerance",
     "diagonal",
     "draw_targets",
@@ -45,6 +43,7 @@ __all__ = [
     "rematerialized",
     "sample_squared_gradients",
     "sharpness",
+    "slope_and_hessian",
     "smoothed_density",
     "spectral_density",
     "squared_gradient",

@@ -27,7 +27,8 @@ class Eigenpairs(NamedTuple):
         residuals: (k,) ‖H vᵢ − λᵢ vᵢ‖ relative to the largest |λ| seen; some eigenvalue lies within this of λᵢ.
         matvecs: number of products used.
         converged: whether every residual is at most the tolerance.
-        guards: vectors of the eigenpairs that were followed besides, with a leading axis, to start from next time.
+        onward: where to start next time, leading axis k + guards: all vectors that were followed, each one step of the power
+            method further, which costs no product since theirs are known.
     """
 
     values: Array
@@ -35,7 +36,7 @@ class Eigenpairs(NamedTuple):
     residuals: Array
     matvecs: Count
     converged: Array
-    guards: PyTree = None
+    onward: PyTree = None
 
 
 def top_eigenpairs(
@@ -115,7 +116,8 @@ def top_eigenpairs(
         return sign * ravel_pytree(matvec(unravel(vector)))[0]
 
     pieces = [(at, min(at + (chunk or k), k)) for at in range(0, k, chunk or k)]
-    locked, values, errors, spent = jnp.zeros((0, size), template.dtype), [], [], jnp.zeros((), jnp.int32)
+    locked, values, errors, onward = jnp.zeros((0, size), template.dtype), [], [], []
+    spent = jnp.zeros((), jnp.int32)
     for at, end in pieces:
         wanted = end - at
         watching = guards if end == k else 0
@@ -131,18 +133,20 @@ def top_eigenpairs(
         values.append(found.values[:wanted])
         errors.append(found.errors[:wanted])
         locked = jnp.concatenate([locked, rows[:wanted]])
+        onward.append(_stepped(found, plan.targets))
         spent = spent + found.matvecs
-    values, errors = jnp.concatenate(values), jnp.concatenate(errors)
+    values, errors, onward = jnp.concatenate(values), jnp.concatenate(errors), jnp.concatenate(onward)
     if len(pieces) > 1:
         order = jnp.argsort(-values)
         values, errors, locked = values[order], errors[order], locked[order]
+        onward = onward[jnp.concatenate([order, jnp.arange(k, k + guards)])]
     return Eigenpairs(
         values=sign * values,
         vectors=jax.vmap(unravel)(locked),
         residuals=errors,
         matvecs=spent,
         converged=(errors <= tol).all(),
-        guards=jax.vmap(unravel)(_stepped(found, wanted, plan.targets)) if guards else None,
+        onward=jax.vmap(unravel)(onward),
     )
 
 
@@ -154,13 +158,13 @@ def _plan(wanted, guards, block, size):
     return Plan(wanted, guards, block, rows=2 * targets + 8 + block)
 
 
-def _stepped(found, first, last):
-    """The guards after one step of the power method on H − σ, with σ the smallest Ritz value or 0.
+def _stepped(found, targets):
+    """The followed vectors after one step of the power method on H − σ, with σ the smallest Ritz value or 0.
 
-    It costs no product, since theirs are known, and lets what is rising grow from one search to the next.
+    It lets what is rising grow from one search to the next, and improves a pair that met a loose tolerance at once.
     """
     shift = jnp.minimum(jnp.min(jnp.where(jnp.isneginf(found.values), 0, found.values)), 0)
-    rows = found.coordinates[first:last]
+    rows = found.coordinates[:targets]
     moved = rows @ found.products - shift * (rows @ found.basis)
     lengths = jnp.linalg.norm(moved, axis=1, keepdims=True)
     return jnp.where(lengths > 0, moved / jnp.where(lengths > 0, lengths, 1), rows @ found.basis)

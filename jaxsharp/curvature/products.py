@@ -6,7 +6,7 @@ from functools import partial
 import jax
 from jax.tree_util import Partial
 
-from jaxsharp._types import Loss, Params, PyTree
+from jaxsharp._types import Loss, Params, PyTree, Scalar
 from jaxsharp.curvature._batches import check_chunk, mean_over_chunks
 from jaxsharp.curvature.operator import Operator
 from jaxsharp.curvature.rematerialize import rematerialized
@@ -76,6 +76,31 @@ def hessian_operator(
     if chunk is None and segments == 1:
         return Operator(jax.linearize(jax.grad(lambda w: loss(w, data)), params)[1], params)
     return Operator(Partial(partial(_chunked_product, loss, chunk), params, data), params)
+
+
+def slope_and_hessian(loss: Loss, params: Params) -> tuple[Scalar, Params, Operator]:
+    """Makes the Hessian v -> H(w) v at one point together with L(w) and ∇L(w), which its linearization finds on the way.
+
+    Args:
+        loss: `(params) -> scalar`, twice differentiable.
+        params: the point w.
+
+    Returns:
+        The loss, its gradient and an `Operator`. Cost: about 1 gradient, then 1 product per call.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsharp as js
+        >>> value, gradient, product = js.curvature.slope_and_hessian(lambda w: jnp.sum(w**4), jnp.ones(2))
+        >>> float(value), gradient.tolist(), product(jnp.array([0.0, 2.0])).tolist()
+        (2.0, [4.0, 4.0], [0.0, 24.0])
+    """
+
+    def slope(w):
+        value, gradient = jax.value_and_grad(loss)(w)
+        return gradient, value
+
+    gradient, product, value = jax.linearize(slope, params, has_aux=True)
+    return value, gradient, Operator(product, params)
 
 
 def _chunked_product(loss, chunk, params, data, v):

@@ -4,19 +4,24 @@ import jax
 import jax.numpy as jnp
 
 from jaxsharp._types import Array, Loss, Params, PyTree, Scalar
-from jaxsharp.curvature.davidson import davidson_eigenpairs
-from jaxsharp.curvature.eigenpairs import Eigenpairs
+from jaxsharp.curvature.eigenpairs import Eigenpairs, top_eigenpairs
 from jaxsharp.curvature.products import hessian_operator, hvp
 
 
-def frozen_eigenpairs(loss: Loss, params: Params, k: int = 1, guess: PyTree | None = None, **options) -> Eigenpairs:
+def frozen_eigenpairs(
+    loss: Loss, params: Params, k: int = 1, guess: PyTree | None = None, *, guards: int = 0, **options
+) -> Eigenpairs:
     """Finds the top eigenpairs of the Hessian of a loss, as constants of differentiation.
+
+    Without guards unless asked: derivatives need far smaller residuals than measurements, and what needs the gap to the next
+    eigenvalue asks for k + 1.
 
     Args:
         loss: `(params) -> scalar`, twice differentiable.
         params: the point w.
         k: how many pairs.
         guess: eigenvectors of a nearby point, leading axis k.
+        guards: as in `top_eigenpairs`.
         **options: of `top_eigenpairs`.
 
     Returns:
@@ -32,7 +37,7 @@ def frozen_eigenpairs(loss: Loss, params: Params, k: int = 1, guess: PyTree | No
     constants = jax.lax.stop_gradient(constants)
     params = jax.lax.stop_gradient(params)
     matvec = hessian_operator(lambda w: fixed(w, *constants), params)
-    return davidson_eigenpairs(matvec, params, k, jax.lax.stop_gradient(guess), **options)
+    return top_eigenpairs(matvec, params, k, jax.lax.stop_gradient(guess), guards=guards, **options)
 
 
 def rayleigh_quotient(loss: Loss, params: Params, v: PyTree) -> Scalar:

@@ -26,10 +26,10 @@ class Tracked(NamedTuple):
 class EigenTracker:
     """Follows k extreme eigenpairs along a path of operators, H(t) vᵢ = λᵢ vᵢ, each measurement started from the last.
 
-    The vectors of the last measurement and `guards` further ones start the next; a guard gets fresh noise each time, so that
-    an eigenvalue that rises from a direction orthogonal to all that are followed grows into the guard and is caught before or
-    some ten measurements after it overtakes; more guards catch it earlier. Compares by value: the same settings reuse a compiled
-    program.
+    The vectors of the last measurement and `guards` further ones, each one free step of the power method on, start the next; a
+    guard gets fresh noise each time, so that an eigenvalue that rises from a direction orthogonal to all that are followed grows
+    into the guard and is caught before or some ten measurements after it overtakes; more guards catch it earlier. Compares by
+    value: the same settings reuse a compiled program.
 
     Attributes:
         k: how many pairs.
@@ -101,10 +101,7 @@ class EigenTracker:
             chunk=self.chunk,
             block=self.block,
         )
-        vectors = pairs.vectors
-        if pairs.guards is not None:
-            vectors = jax.tree.map(lambda own, more: jnp.concatenate([own, more]), vectors, pairs.guards)
-        return Tracked(vectors, memory.count + 1), pairs
+        return Tracked(pairs.onward, memory.count + 1), pairs
 
     def _rows(self, like):
         size = sum(leaf.size for leaf in jax.tree.leaves(like))

@@ -27,13 +27,18 @@ class Variable(NamedTuple):
     role: str | None = None
 
 
+SLOPE = "slope"
+"""Under this name a measurement hands (L(w), ∇L(w)) on to the optimizer's next step; it is not recorded."""
+
+
 @runtime_checkable
 class Probe(Protocol):
     """A measurement; hashable and compared by value, so that the same probe reuses a compiled program.
 
     `init(problem, params)` makes the carry of the first measurement, `measure(problem, state, carry)` returns the next carry
-    and a dictionary of arrays. `every` is its cadence in steps, None for that of the run; `midpoint` says that it measures at
-    the midpoint of two consecutive iterates; `variables` labels what it records.
+    and a dictionary of arrays, to which a probe with a true attribute `reuse_gradient` adds `SLOPE`. `every` is its cadence in
+    steps, None for that of the run; `midpoint` says that it measures at the midpoint of two consecutive iterates; `variables`
+    labels what it records.
     """
 
     name: str
