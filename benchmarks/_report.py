@@ -35,7 +35,19 @@ def machine() -> dict:
 
 
 def write(report: dict, out: Path | None) -> None:
-    """Prints a report as JSON, and writes it where asked."""
-    print(json.dumps(report, indent=1))
+    """Prints a report as a table and writes it as JSON where asked."""
+    rows = list(_rows(report))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value:.4g}" if isinstance(value, float) else f"{name:<{width}}  {value}")
     if out:
         out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _rows(entry, path=()):
+    """The leaves of nested dictionaries, each with its path."""
+    if isinstance(entry, dict):
+        for name, inner in entry.items():
+            yield from _rows(inner, (*path, name))
+    else:
+        yield " | ".join(path), entry
