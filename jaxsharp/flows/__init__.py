@@ -2,11 +2,13 @@
 
 from jaxsharp.flows.averaged import AveragedFlow, Oscillation
 from jaxsharp.flows.central import central
+from jaxsharp.flows.edge import edge
 from jaxsharp.flows.flow import Flow
 from jaxsharp.flows.gradient import gradient
 from jaxsharp.flows.label_noise import label_noise
 from jaxsharp.flows.normalized_gd import normalized_gd
 from jaxsharp.flows.one_sample_sam import one_sample_sam
+from jaxsharp.flows.rod import rod
 from jaxsharp.flows.sam import sam
 from jaxsharp.flows.sharpness_reduction import sharpness_reduction
 from jaxsharp.flows.sqrt_loss_gd import sqrt_loss_gd
@@ -17,10 +19,12 @@ __all__ = [
     "Flow",
     "Oscillation",
     "central",
+    "edge",
     "gradient",
     "label_noise",
     "normalized_gd",
     "one_sample_sam",
+    "rod",
     "sam",
     "sharpness_reduction",
     "sqrt_loss_gd",
