@@ -2,6 +2,7 @@
 
 from jaxsharp.flows.averaged import AveragedFlow, Oscillation
 from jaxsharp.flows.central import central
+from jaxsharp.flows.constrained import constrained
 from jaxsharp.flows.edge import edge
 from jaxsharp.flows.flow import Flow
 from jaxsharp.flows.gradient import gradient
@@ -10,6 +11,7 @@ from jaxsharp.flows.normalized_gd import normalized_gd
 from jaxsharp.flows.one_sample_sam import one_sample_sam
 from jaxsharp.flows.rod import rod
 from jaxsharp.flows.sam import sam
+from jaxsharp.flows.self_stabilization import self_stabilization
 from jaxsharp.flows.sharpness_reduction import sharpness_reduction
 from jaxsharp.flows.sqrt_loss_gd import sqrt_loss_gd
 from jaxsharp.flows.stable import stable
@@ -19,6 +21,7 @@ __all__ = [
     "Flow",
     "Oscillation",
     "central",
+    "constrained",
     "edge",
     "gradient",
     "label_noise",
@@ -26,6 +29,7 @@ __all__ = [
     "one_sample_sam",
     "rod",
     "sam",
+    "self_stabilization",
     "sharpness_reduction",
     "sqrt_loss_gd",
     "stable",

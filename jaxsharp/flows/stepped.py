@@ -130,6 +130,16 @@ def run_substeps(state: State, steps: Count, substeps: int, substep: Callable[[V
     return replace(state, params=unravel(w), inner=inner, status=status, hvps=hvps, count=count)
 
 
+def centre_step(first: Vector, second: Vector, h: Scalar, corrected: bool) -> Vector:
+    """Returns a substep of Heun's method from the velocities at both ends, h v with v their mean, or with v − ½ dv/dt.
+
+    An optimizer is Euler's method with step 1, x_{t+1} = x_t + v: the flow through its points moves by v − ½ dv/dt + …,
+    and the difference of the ends is h dv/dt.
+    """
+    step = 0.5 * h * (first + second)
+    return step - 0.5 * (second - first) if corrected else step
+
+
 def typed(hyperparams: dict, dtype) -> dict[str, Array]:
     """Casts hyper-parameters to the type of the parameters."""
     return {name: jnp.asarray(value, dtype) for name, value in hyperparams.items()}
