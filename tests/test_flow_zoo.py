@@ -1,0 +1,65 @@
+"""The experiment flow-zoo: a tiny run, its table and its figure."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from support import digits_network
+
+import jaxsharp as js
+from jaxsharp.experiments import EXPERIMENTS
+from jaxsharp.experiments.tables import with_interval
+
+EXPERIMENT = EXPERIMENTS["flow-zoo"]
+
+
+@cache
+def dataset():
+    """A tiny run; not to be changed."""
+    tiny = {"seeds": 2, "steps": 60, "shown": (20, 60), "images": 30, "widths": (8,), "learning_rate": 1.0, "scale": 1.0}
+    return EXPERIMENT.run(EXPERIMENT.configure(flows=("gradient", "stabilized"), **tiny))
+
+
+def test_distances_are_from_gd_of_the_same_start():
+    ds = dataset()
+    assert ds["distance"].dims == ("flow", "seed", "step")
+    assert (ds["status"] == 0).all() and (ds["gd_status"] == 0).all()
+    assert ds["step"].values.tolist() == [10, 20, 30, 40, 50, 60]
+    problem = digits_network(widths=(8,), count=30)
+    run = js.simulate(problem, js.optimizers.gd(1.0), 61, seed=1, probes=["parameters"])
+    flow = js.simulate(problem, js.flows.gradient(1.0), 60, seed=1, probes=["parameters"], every=10)
+    np.testing.assert_allclose(ds["distance"].sel(flow="gradient", seed=1), js.compare.distance(run, flow), rtol=1e-6)
+    trace = js.compare.oscillation_variances(run, 20, 20).sum("direction")
+    np.testing.assert_allclose(ds["measured_oscillation"].sel(seed=1), trace, rtol=1e-6)
+    assert np.isnan(ds["oscillation"].sel(flow="gradient")).all()
+    assert (ds["oscillation"].sel(flow="stabilized") >= 0).all()
+
+
+def test_table_and_figure_are_made_of_the_dataset():
+    ds = dataset()
+    rows = EXPERIMENT.table(ds).splitlines()
+    row = next(line for line in rows if line.lstrip().startswith("gradient flow"))
+    assert with_interval(ds["distance"].sel(flow="gradient", step=60)) in row
+    assert "0 of 2" in row
+    figure = EXPERIMENT.figure(ds)
+    figure.canvas.draw()
+    assert len(figure.axes) == 3
+    assert all(axes.get_xlabel() == "optimizer steps" and axes.get_ylabel() for axes in figure.axes)
+    line = figure.axes[0].lines[1]
+    assert line.get_label() == "self-stabilization"
+    np.testing.assert_allclose(line.get_ydata(), ds["distance"].sel(flow="stabilized").median("seed"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"flows": ("rods",)}, "flows must be some of"),
+        ({"learning_rate": 0.0}, "learning_rate must be a number above 0"),
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"steps": 10}, "steps must be at least 40"),
+        ({"shown": (105,)}, "multiples of every=10"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        EXPERIMENT.configure(**changes)
