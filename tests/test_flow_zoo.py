@@ -23,7 +23,8 @@ def dataset():
 def test_distances_are_from_gd_of_the_same_start():
     ds = dataset()
     assert ds["distance"].dims == ("flow", "seed", "step")
-    assert (ds["status"] == 0).all() and (ds["gd_status"] == 0).all()
+    assert (ds["status"] == 0).all()
+    assert (ds["gd_status"] == 0).all()
     assert ds["step"].values.tolist() == [10, 20, 30, 40, 50, 60]
     problem = digits_network(widths=(8,), count=30)
     run = js.simulate(problem, js.optimizers.gd(1.0), 61, seed=1, probes=["parameters"])

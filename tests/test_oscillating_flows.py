@@ -136,6 +136,17 @@ def test_below_the_edge_they_are_gradient_flow_and_corrected_gd_itself_to_second
     assert max(fine[0], fine[1]) < 0.2 * fine[2]
 
 
+def test_at_the_start_what_flips_is_out_of_the_centre_and_a_rod_is_a_move():
+    problem = quadratic(2.0, 1.0, 0.01)
+    for flow in (rod_1, edge):  # at rate 1 the first direction is at the edge: GD there is 0.3, −0.3, 0.3, …
+        state = after(flow, 1.0, problem, 0, np.array([0.3, 0.0, 1.0]))
+        np.testing.assert_allclose(state.params, [0, 0, 1 - 0.25e-4], atol=1e-12)
+        np.testing.assert_allclose(state.inner.variances, 0.09, rtol=1e-3)
+    moved = after(rod_2, 0.01, quadratic(3.0, 2.0, 0.5), 80, np.array([1.0, -0.5, 2.0]))
+    step = 0.01 * np.array([3.0, 2.0, 0.5]) * np.asarray(moved.params)  # of GD below the edge; a rod is half of it
+    np.testing.assert_allclose(moved.inner.rods.T @ moved.inner.rods, np.outer(step, step) / 4, rtol=0.05, atol=1e-9)
+
+
 def test_an_alternation_grows_and_decays_as_that_of_gd():
     """On a quadratic by the factor ηS − 1 at each step, along the top eigenvector, from what the first two steps leave."""
     problem = quadratic(1.5, 1.0, 0.2)

@@ -177,6 +177,7 @@ def test_predicted_oscillation_stands_beside_the_measured():
     np.testing.assert_allclose(measured.get_ydata(), 0.09)
     assert measured.get_xdata().tolist() == [3.5, 9.5, 15.5]
     assert predicted.get_color() == measured.get_color()
-    assert axes.get_xlabel() and axes.get_ylabel()
+    assert axes.get_xlabel() == "optimizer steps"
+    assert axes.get_ylabel()
     with pytest.raises(ValueError, match="no 'oscillation'"):
         plots.oscillations(run, run, window=6)

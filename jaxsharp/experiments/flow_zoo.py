@@ -43,15 +43,15 @@ TOLERANCE = 1e-3
 ZOO = {
     "gradient": Entry("gradient flow", lambda rate, k: flows.gradient(rate), False),
     "stable": Entry("stable, corrected", lambda rate, k: flows.stable(optimizers.gd(rate), substeps=8, corrected=True), False),
-    "central": Entry("central", lambda rate, k: flows.central(optimizers.gd(rate), k, substeps=2, eigen_tolerance=TOLERANCE)),
+    "central": Entry("central", lambda rate, k: flows.central(optimizers.gd(rate), k, substeps=1, eigen_tolerance=TOLERANCE)),
     "corrected": Entry(
         "central, corrected",
         lambda rate, k: flows.central(optimizers.gd(rate), k, substeps=1, corrected=True, eigen_tolerance=TOLERANCE),
     ),
-    "rod": Entry("rod", lambda rate, k: flows.rod(rate)),
+    "rod": Entry("rod", lambda rate, k: flows.rod(rate, k=3)),
     "edge": Entry("edge", lambda rate, k: flows.edge(rate)),
-    "constrained": Entry("constrained", lambda rate, k: flows.constrained(rate, eigen_tolerance=TOLERANCE)),
     "stabilized": Entry("self-stabilization", lambda rate, k: flows.self_stabilization(rate, eigen_tolerance=TOLERANCE)),
+    "constrained": Entry("constrained", lambda rate, k: flows.constrained(rate, eigen_tolerance=TOLERANCE)),
 }
 """The flows by the name that the setting `flows` takes."""
 
@@ -65,10 +65,10 @@ class Settings:
 
     learning_rate: float = setting(0.4, "learning rate η of GD")
     flows: tuple[str, ...] = setting(tuple(name for name in ZOO if name != "constrained"), "which flows")
-    seeds: int = setting(4, "initializations")
-    steps: int = setting(500, "optimizer steps")
+    seeds: int = setting(3, "initializations")
+    steps: int = setting(400, "optimizer steps")
     every: int = setting(10, "optimizer steps between measurements")
-    shown: tuple[int, ...] = setting((100, 200, 250, 300, 400, 500), "steps at which the table shows distances")
+    shown: tuple[int, ...] = setting((100, 200, 250, 300, 350, 400), "steps at which the table shows distances")
     directions: int = setting(4, "directions that the central flows track")
     images: int = setting(100, "training images")
     widths: tuple[int, ...] = setting((48, 24), "hidden layers of the tanh network")
