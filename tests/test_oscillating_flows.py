@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
+from jax.flatten_util import ravel_pytree
 from support import count_compilations
 
 import jaxsharp as js
@@ -52,9 +54,9 @@ def after(flow, rate, problem, steps, start=START):
     return _advance(flow)(jnp.asarray(rate), problem, jnp.asarray(start), jnp.asarray(steps))
 
 
-def gd(rate, problem, steps, start=START):
+def gd(rate, problem, steps, start=START, unravel=lambda w: w):
     w = [np.asarray(start)]
-    gradient = jax.jit(jax.grad(problem.loss))
+    gradient = jax.jit(jax.grad(lambda w: problem.loss(unravel(w))))
     for _ in range(steps):
         w.append(w[-1] - rate * np.asarray(gradient(jnp.asarray(w[-1]))))
     return np.array(w)
@@ -97,11 +99,19 @@ def test_extents_of_two_unstable_directions_are_those_of_gd(flow):
 
 @pytest.mark.parametrize("flow", [js.flows.rod, js.flows.edge])
 def test_order_of_the_integrators(flow):
-    problem, ends = bowls(), []
-    for substeps in (8, 16, 64):
-        state = jax.jit(lambda w, n=substeps: _moved(lambda rate: flow(rate, substeps=n, corrected=False), 1.0, problem, w, 12))(
-            jnp.asarray([0.4, 0.3, 1.0])
-        )
+    law = flow(1.0, corrected=False).law
+    problem, hyperparams = bowls(), {"learning_rate": jnp.ones(())}
+
+    @jax.jit
+    def after(w, count):  # 12 steps in substeps of any length, in one program
+        def take(_, at):
+            return law.substep(problem.loss, hyperparams, at.params, at.inner, 12 / count)
+
+        return jax.lax.fori_loop(0, count, take, law.start(problem.loss, hyperparams, w))
+
+    ends = []
+    for count in (96, 192, 768):
+        state = after(jnp.asarray([0.4, 0.3, 1.0]), jnp.asarray(count))
         extent = state.inner.rods.T @ state.inner.rods if flow is js.flows.rod else state.inner.direction
         ends.append(np.concatenate([state.params, np.ravel(extent), state.inner.variances[:1]]))
     coarse, fine = (np.linalg.norm(end - ends[2]) for end in ends[:2])
@@ -239,7 +249,9 @@ def network():
     problem = js.problems.supervised(
         js.models.MLP(widths=(8, 6)), (inputs / inputs.std(), (targets - targets.mean()) / targets.std())
     )
-    return problem, js.simulate(problem, js.optimizers.gd(RATE), STEPS, probes=["parameters"])
+    w, unravel = ravel_pytree(problem.init(jax.random.key(0)))
+    path = gd(RATE, problem, STEPS, w, unravel)
+    return problem, xr.Dataset({"parameters": (("step", "parameter"), path)}, {"step": np.arange(STEPS + 1)})
 
 
 def test_just_past_the_edge_the_edge_flow_is_nearer_than_any_flow_in_balance():

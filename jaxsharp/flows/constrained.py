@@ -132,9 +132,9 @@ def constrained(
     Example:
         >>> import jax.numpy as jnp, jaxsharp as js
         >>> groove = js.problems.from_loss(lambda w, _: 0.5 * (1.9 + w[1]) * w[0] ** 2 - 0.01 * w[1], lambda key: jnp.zeros(2))
-        >>> ds = js.simulate(groove, js.flows.constrained(1.0), steps=50, probes=["sharpness", "oscillation"], every=50)
-        >>> round(float(ds.sharpness[-1]), 4), round(float(ds.oscillation[-1, 0]), 4)  # 2/η and 2 α/β
-        (2.0, 0.02)
+        >>> ds = js.simulate(groove, js.flows.constrained(1.0), steps=50, probes=["oscillation"], every=50)
+        >>> round(float(ds.edge_ratio[-1, 0]), 4), round(float(ds.oscillation[-1, 0]), 4)  # η S / 2 and 2 α/β
+        (1.0, 0.02)
 
     Source: Damian, Nichani, Lee 2023; derived anew.
     """
