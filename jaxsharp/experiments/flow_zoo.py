@@ -260,7 +260,8 @@ def figure(dataset: xr.Dataset) -> "Figure":
             plots.draw(panels["edge_ratio"], here, "edge_ratio", label=f"λ{number}", color=color, linewidth=1.2)
         panels["edge_ratio"].axhline(1, color="black", linewidth=0.8, linestyle="dotted")
         panels["edge_ratio"].legend(loc="lower right")
-        plots.draw(panels["oscillation"], dataset, "measured_oscillation", label="GD", color="black", linewidth=2.2, alpha=0.5)
+        plots.draw(panels["oscillation"], dataset, "measured_oscillation", label="GD", color="black", linewidth=3, alpha=0.5)
+        panels["oscillation"].legend(loc="upper left")  # the flows as in the first panel
         for name, style in styles.items():
             if ZOO[name].oscillates and name in ("corrected", "rod", "edge", "stabilized"):
                 here = dataset[["oscillation"]].sel(flow=name)
