@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from jaxsharp import plots
+from jaxsharp import compare, plots
 
 STEPS = np.arange(0, 50, 10)
 
@@ -143,3 +143,41 @@ def test_drawing_does_not_start_pyplot():
         "plots.trajectories(ds, 'loss').canvas.draw(); sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def _recorded(values, **more):
+    return xr.Dataset({"parameters": (("seed", "step", "parameter"), values), **more}, {"step": np.arange(values.shape[1])})
+
+
+def test_distances_of_several_flows_are_those_of_compare():
+    rng = np.random.default_rng(0)
+    run = _recorded(rng.normal(size=(3, 20, 4)))
+    flows = {"near": _recorded(rng.normal(size=(3, 20, 4))).isel(step=slice(0, None, 5)), "far": _recorded(np.zeros((3, 20, 4)))}
+    axes = plots.distances(run, flows).axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["near", "far"]
+    for line, flow in zip(axes.lines, flows.values(), strict=True):
+        wanted = compare.distance(run, flow)
+        np.testing.assert_allclose(line.get_ydata(), wanted.median("seed"))
+        np.testing.assert_allclose(line.get_xdata(), wanted.step)
+    assert len(axes.collections) == 2  # a band each
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == ("optimizer steps", "distance [parameters]", "log")
+    with pytest.raises(ValueError, match="grid over rate"):
+        plots.distances(run, {"grid": xr.concat([flows["far"]] * 2, "rate")})
+    with pytest.raises(ValueError, match="flows is empty"):
+        plots.distances(run, {})
+
+
+def test_predicted_oscillation_stands_beside_the_measured():
+    flips = 0.3 * (-1.0) ** np.arange(20)[:, None] * np.array([0.6, 0.8, 0.0])
+    run = _recorded(np.stack([flips, flips, flips]))
+    flow = xr.Dataset({"oscillation": (("seed", "step", "direction"), np.full((3, 4, 1), 0.25))}, {"step": [0, 5, 10, 15]})
+    axes = plots.oscillations(run, flow, window=6).axes[0]
+    predicted, measured = axes.lines
+    np.testing.assert_allclose(predicted.get_ydata(), 0.25)
+    np.testing.assert_allclose(measured.get_ydata(), 0.09)
+    assert measured.get_xdata().tolist() == [3.5, 9.5, 15.5]
+    assert predicted.get_color() == measured.get_color()
+    assert axes.get_xlabel() == "optimizer steps"
+    assert axes.get_ylabel()
+    with pytest.raises(ValueError, match="no 'oscillation'"):
+        plots.oscillations(run, run, window=6)

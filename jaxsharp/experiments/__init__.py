@@ -3,12 +3,14 @@
 from jaxsharp.experiments.bn_regression import bn_regression
 from jaxsharp.experiments.digits_study import bn_digits, norm_zoo
 from jaxsharp.experiments.experiment import Experiment
+from jaxsharp.experiments.flow_zoo import flow_zoo
 from jaxsharp.experiments.ire_heatmap import ire_heatmap
 from jaxsharp.experiments.ire_valley import ire_valley
 from jaxsharp.experiments.matrix_completion import matrix_completion
 
 EXPERIMENTS: dict[str, Experiment] = {
-    experiment.name: experiment for experiment in (bn_regression, bn_digits, norm_zoo, matrix_completion, ire_valley, ire_heatmap)
+    experiment.name: experiment
+    for experiment in (bn_regression, bn_digits, norm_zoo, matrix_completion, flow_zoo, ire_valley, ire_heatmap)
 }
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "Experiment",
     "bn_digits",
     "bn_regression",
+    "flow_zoo",
     "ire_heatmap",
     "ire_valley",
     "matrix_completion",

@@ -1,7 +1,7 @@
 """The averaged flow: an optimizer with its oscillation averaged out, or left out; `central` and `stable` make one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,10 +13,11 @@ from jax.flatten_util import ravel_pytree
 from jaxsharp import complementarity
 from jaxsharp._types import Array, Block, Count, Params, Scalar, Vector
 from jaxsharp.curvature import frozen_eigenpairs, third_derivatives
-from jaxsharp.dynamics import LARGEST, State
+from jaxsharp.dynamics import State
+from jaxsharp.flows.stepped import decayed_loss, run_substeps, typed
 from jaxsharp.preconditioning import Preconditioning
 from jaxsharp.problems import Problem
-from jaxsharp.status import Status, stopped
+from jaxsharp.status import Status
 
 
 class Oscillation(NamedTuple):
@@ -128,28 +129,7 @@ class AveragedFlow:
         w, unravel = ravel_pytree(state.params)
         loss = self._loss(problem, unravel, w.dtype)
 
-        def substep(index, carry):
-            w, inner, status, hvps, count = carry
-            time = state.count.astype(w.dtype) + (index / self.substeps).astype(w.dtype)
-            after, inner_after, bits, spent = self._substep(loss, w, inner, time)
-            still = stopped(status)
-            bounded = jnp.all(jnp.abs(after) < LARGEST)
-            bits = bits | jnp.where(bounded, 0, int(Status.DIVERGED))
-            status = status | jnp.where(still, 0, bits).astype(status.dtype)
-            moves = ~stopped(status)
-            keep = lambda new, old: jnp.where(moves, new, old)  # noqa: E731
-            done = jnp.where((index + 1) % self.substeps == 0, 1, 0)
-            return (
-                keep(after, w),
-                jax.tree.map(keep, inner_after, inner),
-                status,
-                hvps + jnp.where(still, 0, spent).astype(hvps.dtype),
-                keep(count + done, count).astype(count.dtype),
-            )
-
-        carry = (w, state.inner, state.status, state.hvps, state.count)
-        w, inner, status, hvps, count = jax.lax.fori_loop(0, steps * self.substeps, substep, carry)
-        return replace(state, params=unravel(w), inner=inner, status=status, hvps=hvps, count=count)
+        return run_substeps(state, steps, self.substeps, lambda w, inner, time: self._substep(loss, w, inner, time))
 
     def _eigen_tolerance(self, dtype):
         if self.eigen_tolerance is None:
@@ -157,16 +137,10 @@ class AveragedFlow:
         return self.eigen_tolerance
 
     def _typed(self, dtype):
-        return {name: jnp.asarray(value, dtype) for name, value in self.hyperparams.items()}
+        return typed(self.hyperparams, dtype)
 
     def _loss(self, problem, unravel, dtype):
-        decay = self._typed(dtype).get("weight_decay")
-
-        def loss(w):
-            value = problem.loss(unravel(w))
-            return value if decay is None else value + 0.5 * decay * jnp.sum(w**2)
-
-        return loss
+        return decayed_loss(problem, unravel, self._typed(dtype))
 
     def _stiffness(self, memory, time):
         factor = jnp.ones((), memory.dtype) if self.schedule is None else jnp.asarray(self.schedule(time), memory.dtype)

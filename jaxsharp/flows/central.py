@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 
-import numpy as np
-
 from jaxsharp import preconditioning
 from jaxsharp._types import ScalarLike
 from jaxsharp.flows.averaged import AveragedFlow
+from jaxsharp.flows.stepped import check_counts
 
 
 def central(
@@ -74,10 +73,3 @@ def central(
     return AveragedFlow(
         dict(optimizer.hyperparams), threshold, eigen_tolerance, rule, schedule, k, substeps, corrected, True, max_matvecs
     )
-
-
-def check_counts(**counts: int) -> None:
-    """Raises a ValueError for a count that is not a whole number of at least 1."""
-    for label, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{label} must be a whole number, at least 1, got {value!r}.")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from jaxsharp import preconditioning
 from jaxsharp.flows.averaged import AveragedFlow
-from jaxsharp.flows.central import check_counts
+from jaxsharp.flows.stepped import check_counts
 
 
 def stable(optimizer, *, schedule: Callable | None = None, substeps: int = 4, corrected: bool = False) -> AveragedFlow:

@@ -1,4 +1,4 @@
-"""A probe of what a central flow predicts of the optimizer's oscillation."""
+"""A probe of what a flow predicts of the optimizer's oscillation."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,10 @@ from jaxsharp.probes.probe import FunctionProbe, Variable
 def _oscillation(problem, params, state):
     inner = state.inner
     if not hasattr(inner, "covariance"):
-        raise ValueError("the probe oscillation reads the state of a central flow; measure an optimizer by its parameters.")
+        raise ValueError(
+            "the probe oscillation reads the state of a central flow, of rod, edge or self_stabilization; measure an optimizer "
+            "by its parameters."
+        )
     loss, gradient = jax.value_and_grad(problem.loss)(params)
     decay = state.hyperparams.get("weight_decay")
     if decay is not None:
@@ -27,7 +30,7 @@ def _oscillation(problem, params, state):
 
 
 def oscillation(*, every: int | None = None) -> FunctionProbe:
-    """Records what a central flow predicts of the optimizer at the same step.
+    """Records what a flow with an oscillation predicts of the optimizer at the same step.
 
     Variables: `averaged_loss`, L + ½ ⟨H, Σ⟩, the loss averaged over the oscillation (with the penalty of weight decay);
     `averaged_grad_norm`, √(‖∇L‖² + tr HΣH); `oscillation`, the eigenvalues of the covariance Σ, largest first, with the dimension
@@ -41,7 +44,7 @@ def oscillation(*, every: int | None = None) -> FunctionProbe:
         A `Probe`. Cost: 1 gradient.
 
     Raises:
-        ValueError: while tracing, for a Dynamics that is not a central flow.
+        ValueError: while tracing, for a Dynamics without a predicted oscillation.
 
     Example:
         >>> import jaxsharp as js

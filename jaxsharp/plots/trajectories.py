@@ -1,4 +1,4 @@
-"""Plots: labelled results in, matplotlib figures out; nothing is shown or written."""
+"""Recorded variables against steps or flow time, and what all plots share."""
 
 import difflib
 import itertools
