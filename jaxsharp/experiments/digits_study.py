@@ -96,6 +96,6 @@ bn_digits = Experiment(
     run=run_batch,
     table=decay_study.table,
     figure=decay_study.figure,
-    full={"weight_decays": (5e-4, 1e-3), "seeds": 8, "steps": 3_000},
+    full={"weight_decays": (5e-4, 1e-3), "seeds": 8, "steps": 2_000},
     precision="float32",
 )

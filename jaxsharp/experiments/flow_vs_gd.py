@@ -158,7 +158,7 @@ def table(dataset: xr.Dataset) -> str:
         Plain text: means over seeds with 95 % confidence intervals.
     """
     kept = ~stopped(dataset["flow_status"])
-    header = ("product", "steps", "distance, end", "flow has gone", "log λ1, GD+WD − flow, end", "stability ratio", "failed")
+    header = ("product", "steps", "distance, end", "flow has gone", "log λ1, GD+WD − flow, end", "stability ratio − 1", "failed")
     end, settings = dataset.isel(time=-1).where(kept), float(dataset["time"][-1])
     gone = np.log(end["flow_sharpness"]) - np.log(dataset["flow_sharpness"].isel(time=0))
     rows = []
@@ -166,7 +166,7 @@ def table(dataset: xr.Dataset) -> str:
         here = end.sel(product=product)
         failed = stopped(dataset["status"].sel(product=product))
         cells = (f"{product:g}", f"{settings / product:.0f}", with_interval(here["distance"]), with_interval(gone))
-        cells = (*cells, with_interval(here["log_ratio"]), with_interval(here["stability_ratio"]))
+        cells = (*cells, with_interval(here["log_ratio"]), with_interval(here["stability_ratio"] - 1))
         rows.append((*cells, f"{int(failed.sum())} of {failed.size}"))
     fits = []
     for name, words in (("distance", "distance"), ("log_ratio", "difference of log λ1")):
@@ -199,7 +199,7 @@ def figure(dataset: xr.Dataset) -> "Figure":
         canvas = plots.new_figure((7.0, 2.6))
         sharpness, distance, order = canvas.subplots(1, 3)
         steps = dataset.rename(time="step")
-        relative = steps[["spherical_sharpness"]] / steps["flow_sharpness"].isel(step=0)
+        relative = (steps[["spherical_sharpness"]] / steps["flow_sharpness"].isel(step=0)).isel(step=slice(1, None))
         colors = plots.shades(dataset.sizes["product"])
         for product, color in zip(dataset["product"].values, colors, strict=True):
             name = shared.power_of_ten(product)
@@ -229,11 +229,13 @@ def _orders(axes, dataset):
         errors = np.sqrt((dataset[name].isel(time=slice(1, None)) ** 2).mean("time", skipna=False)).transpose("product", "seed")
         axes.plot(products, errors.values, color=color, linewidth=0.5, alpha=0.5)
         mean, half, _ = interval(orders(dataset, name))
-        text = f"{words}: order {mean:.2f} ± {half:.2f}"
+        text = f"{words}: order {mean:.3f} ± {half:.3f}"
         axes.plot(products, errors.median("seed").values, color=color, linewidth=1.6, marker="o", markersize=3, label=text)
     axes.set(xscale="log", yscale="log", xlabel="η̂λ̂", ylabel="root mean square over time")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
+    axes.set_xticks(products, [shared.power_of_ten(product) for product in products])
+    axes.minorticks_off()
     axes.legend(loc="upper left", borderaxespad=0)
 
 

@@ -33,7 +33,7 @@ class Settings:
     products: tuple[float, ...] = setting((1e-4, 2.5e-5), "products η̂ λ̂ of GD+WD")
     learning_rate: float = setting(0.1, "learning rate η̂; the directions depend on the product alone")
     seeds: int = setting(8, "minimizers drawn, the starts")
-    periods: int = setting(4, "length of a run in periods of small oscillations")
+    periods: int = setting(6, "length of a run in periods of small oscillations")
     images: int = setting(10, "training images")
     width: int = setting(8, "hidden units")
     data_seed: int = setting(0, "seed of the choice of images")
@@ -87,37 +87,47 @@ def predicted(amplitude: float, periods: float = 1.0, points: int = 2001) -> tup
     unit = np.pi / np.sqrt(2)
 
     def slope(_, state):
-        return [2 * (1 - np.exp(2 * state[1])), 2 * state[0]]
+        return [2 * (1 - np.exp(min(2 * state[1], 100.0))), 2 * state[0]]  # a trial step may go far astray
 
     solved = solve_ivp(slope, (0, periods * unit), [amplitude, 0.0], t_eval=times * unit, rtol=1e-9, atol=1e-11)
     return times, solved.y[0]
 
 
-def swing(times: np.ndarray, values: np.ndarray) -> tuple[float, float, float, float]:
-    """Reads period and amplitude off an oscillation that starts at a maximum.
+def swing(times: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
+    """Reads period and amplitude off the first full swing of an oscillation that starts at a maximum, and how fast it dies away.
 
     Args:
         times: (n,).
         values: (n,) about 0.
 
     Returns:
-        (period, highest, lowest, ratio): the mean time between upward crossings of 0; the largest value after the first crossing;
-        the smallest; the largest value of the last period over that of the one before. NaN with fewer than two crossings.
+        (period, size, damping): the time between the first two upward crossings of 0; half of highest − lowest between them;
+        the mean loss of the logarithm of the size from one such swing to the next. NaN with fewer than two crossings, and
+        damping with fewer than three.
 
     Example:
         >>> times = np.linspace(0, 4, 401)
-        >>> period, highest, lowest, ratio = swing(times, np.cos(2 * np.pi * times))
-        >>> round(period, 3), round(highest, 3), round(lowest, 3), round(ratio, 3)
-        (1.0, 1.0, -1.0, 1.0)
+        >>> period, size, damping = swing(times, np.exp(-0.2 * times) * np.cos(2 * np.pi * times))
+        >>> round(period, 3), round(damping, 3)
+        (1.0, 0.2)
     """
     up = np.flatnonzero((values[:-1] < 0) & (values[1:] >= 0))
     if len(up) < 2:
-        return (float("nan"),) * 4
+        return (float("nan"),) * 3
     crossings = times[up] - values[up] * (times[up + 1] - times[up]) / (values[up + 1] - values[up])
-    peaks = [values[start:end].max() for start, end in itertools.pairwise(up)]
-    peaks = [values[: up[0]].max(), *peaks]
-    between = float((peaks[-1] / peaks[0]) ** (1 / (len(peaks) - 1)))
-    return float(np.diff(crossings).mean()), float(max(peaks[1:])), float(values[: up[1]].min()), between
+    sizes = np.array([np.ptp(values[start : end + 1]) / 2 for start, end in itertools.pairwise(up)])
+    damping = -np.diff(np.log(sizes)).mean() if len(sizes) > 1 else float("nan")
+    return float(crossings[1] - crossings[0]), float(sizes[0]), float(damping)
+
+
+def theory_period(amplitude: float) -> float:
+    """The period of the equations over that of small oscillations.
+
+    Example:
+        >>> round(theory_period(0.01), 3), theory_period(2.0) > 1.3
+        (1.0, True)
+    """
+    return swing(*predicted(amplitude, 4 + 2 * amplitude, 8001))[0]
 
 
 def run(settings: Settings, *, progress: bool = False, checkpoint: str | os.PathLike | None = None) -> xr.Dataset:
@@ -133,8 +143,8 @@ def run(settings: Settings, *, progress: bool = False, checkpoint: str | os.Path
 
     Returns:
         A Dataset with the dimensions product, amplitude, seed, time (in periods of small oscillations): `swing` u/√(η̂ λ̂),
-        `predicted_swing` (without product and seed), `period` over that of small oscillations, `highest` and `lowest` swing,
-        `growth` of the peaks per period, the same of the prediction, `status`.
+        `predicted_swing` (without product and seed), `period` of the first full swing over that of small oscillations, its
+        `size`, `predicted_period` at that size, `damping` (loss of log size from swing to swing) over √(η̂ λ̂), `status`.
 
     Raises:
         ValueError: for counts that the digits do not cover, or a checkpoint of other settings.
@@ -179,11 +189,12 @@ def _combine(settings, parts):
     ds = xr.concat(found, dim=xr.DataArray(list(parts), dims="product", name="product"))
     curves = np.stack([predicted(a, settings.periods, len(times))[1] for a in settings.amplitudes])
     ds["predicted_swing"] = ("amplitude", "time"), curves
-    fine = [swing(*predicted(a, settings.periods * 3, 6000)) for a in settings.amplitudes]
-    for name, values in zip(("period", "highest", "lowest", "growth"), np.transpose(fine), strict=True):
-        ds[f"predicted_{name}"] = "amplitude", values
+    grid = np.linspace(0.02, 1.2 * max(settings.amplitudes), 60)
+    periods = np.array([theory_period(a) for a in grid])
+    ds["predicted_period"] = xr.apply_ufunc(lambda size: np.interp(size, grid, periods, right=np.nan), ds["size"])
+    ds["damping"] = ds["damping"] / np.sqrt(ds["product"])
     titles = {"time": "steps / period of small oscillations", "swing": "(η̃ λ1 / 2 − 1) / √(η̂ λ̂)"}
-    shared.label(ds, **titles, period="period / π (2 η̂ λ̂)^(−1/2)", amplitude="u(0) / √(η̂ λ̂)", product="intrinsic step η̂ λ̂")
+    shared.label(ds, **titles, period="period / (π / √(2 η̂ λ̂))", amplitude="u(0) / √(η̂ λ̂)", product="intrinsic step η̂ λ̂")
     ds.attrs = shared.provenance(parts, "Oscillation of η̃λ1 around 2 on a network that interpolates digits")
     return oscillation.label(ds, settings)
 
@@ -197,7 +208,7 @@ def _read(u):
         output_core_dims=[["what"]],
         vectorize=True,
     )
-    return {name: read.isel(what=index) for index, name in enumerate(("period", "highest", "lowest", "growth"))}
+    return {name: read.isel(what=index) for index, name in enumerate(("period", "size", "damping"))}
 
 
 def table(dataset: xr.Dataset) -> str:
@@ -209,20 +220,23 @@ def table(dataset: xr.Dataset) -> str:
     Returns:
         Plain text: means over seeds with 95 % confidence intervals.
     """
-    header = ("product", "amplitude", "period", "theory", "highest", "theory", "lowest", "theory", "peak / peak before", "failed")
+    header = ("product", "amplitude", "size", "period", "theory", "period / theory", "damping / √(η̂λ̂)", "failed")
     rows = []
     for product in dataset["product"].values:
         for amplitude in dataset["amplitude"].values:
             here = dataset.sel(product=product, amplitude=amplitude)
-            cells = [f"{product:g}", f"{amplitude:g}"]
-            for name in ("period", "highest", "lowest"):
-                cells += (with_interval(here[name], 4), f"{float(here[f'predicted_{name}']):.4g}")
+            cells = [f"{product:g}", f"{amplitude:g}", with_interval(here["size"]), with_interval(here["period"], 4)]
+            cells += (
+                f"{float(here['predicted_period'].mean()):.4g}",
+                with_interval(here["period"] / here["predicted_period"], 4),
+            )
             failed = stopped(here["status"])
-            rows.append((*cells, with_interval(here["growth"]), f"{int(failed.sum())} of {failed.size}"))
+            rows.append((*cells, with_interval(here["damping"]), f"{int(failed.sum())} of {failed.size}"))
     lines = [
         f"{dataset.attrs['title']}; {dataset.sizes['seed']} seeds.",
-        "η̃λ1 = 2 (1 + u). Period: in π/√(2η̂λ̂) steps. Amplitude: u(0)/√(η̂λ̂) set at the start; highest (after the first swing)",
-        "and lowest (in the first): of u/√(η̂λ̂). Theory: the equations of u and log x, whose peaks do not change.",
+        "η̃λ1 = 2 (1 + u). Amplitude: u(0)/√(η̂λ̂) set at the start; size: of the first full swing, (highest − lowest)/2, in the",
+        "same unit. Period: of that swing, in π/√(2η̂λ̂) steps; theory: the equations of u and log x at that size. Damping: loss",
+        "of the logarithm of the size from one swing to the next, 0 in those equations.",
         "Mean over seeds ± half width of the 95 % confidence interval.",
         "",
         *aligned([header, *rows]),
@@ -255,22 +269,21 @@ def figure(dataset: xr.Dataset) -> "Figure":
             plots.draw(axes, here, "predicted_swing", label="theory", **dashes)
             axes.set(xlabel="steps / small period", ylabel="(η̃λ1/2 − 1) / √(η̂λ̂)")
             shared.plain(axes, f"({letter})   amplitude {float(here['amplitude']):g}")
-        panels[1].legend(title="η̂λ̂", loc="lower left", ncols=2, borderaxespad=0)
-        low, high = panels[1].get_ylim()
-        panels[1].set_ylim(low - 0.35 * (high - low), high)  # room for the legend
-        amplitudes = np.linspace(0.02, 1.05 * float(dataset["amplitude"].max()), 60)
-        panels[2].plot(amplitudes, [swing(*predicted(a, 9, 9000))[0] for a in amplitudes], label="theory", **dashes)
+        panels[0].legend(title="η̂λ̂", loc="upper right", ncols=2, borderaxespad=0, columnspacing=1)
+        low, high = panels[0].get_ylim()
+        panels[0].set_ylim(low, high + 0.4 * (high - low))  # room for the legend
+        largest = np.nanmax([1.05 * float(dataset["size"].max()), 0.2])
+        sizes = np.linspace(0.02, largest, 40)
         for product, color in zip(dataset["product"].values, colors, strict=True):
-            period = dataset["period"].sel(product=product)
-            middle, low, high = (period.quantile(q, "seed") for q in (0.5, 0.0, 1.0))
-            bars = {"fmt": "o", "markersize": 3, "color": color, "capsize": 2, "linewidth": 1}
-            panels[2].errorbar(
-                dataset["amplitude"], middle, [middle - low, high - middle], label=shared.power_of_ten(product), **bars
-            )
-        panels[2].set(xlabel="amplitude u(0) / √(η̂λ̂)", ylabel="period / π (2η̂λ̂)$^{-1/2}$")
+            here = dataset.sel(product=product)
+            dots = {"marker": "o", "markersize": 3, "linestyle": "none", "color": color, "alpha": 0.7}
+            panels[2].plot(here["size"].values.ravel(), here["period"].values.ravel(), **dots)
+        panels[2].plot(sizes, [theory_period(size) for size in sizes], label="theory", **dashes)
+        panels[2].set(xlabel="size of the first full swing", ylabel="period / small period")
         panels[2].legend(loc="upper left")
         shared.plain(panels[2], "(c)")
-        canvas.supxlabel(f"{shared.BANDS.format(dataset.sizes['seed'])}", fontsize=7)
+        words = f"small period: π/√(2η̂λ̂) steps; {shared.BANDS.format(dataset.sizes['seed'])}; (c): a dot for each run"
+        canvas.supxlabel(words, fontsize=7)
         return canvas
 
 
@@ -281,5 +294,5 @@ oscillation = Experiment(
     run=run,
     table=table,
     figure=figure,
-    full={"products": (1e-4, 2.5e-5, 6.25e-6), "periods": 6},
+    full={"products": (1e-4, 2.5e-5, 6.25e-6), "periods": 8},
 )
