@@ -34,7 +34,7 @@ class Settings:
     learning_rates: tuple[float, ...] = setting((0.5,), "learning rates η̂")
     weight_decays: tuple[float, ...] = setting((1e-3,), "weight decays λ̂ above 0; 0 always runs as a control")
     seeds: int = setting(4, "initial parameters drawn")
-    steps: int = setting(2_000, "optimizer steps")
+    steps: int = setting(1_500, "optimizer steps")
     every: int = setting(100, "optimizer steps between measurements")
     images: int = setting(50, "training images")
     test_images: int = setting(500, "test images")
@@ -129,16 +129,13 @@ def _end(values):
     return values.isel(step=slice(-LAST, None)).mean("step")
 
 
-def _verdict(differences, below, above):
-    """What a 95 % interval says of a difference."""
-    mean, half, _ = interval(differences)
-    return "?" if not abs(mean) > half else below if mean < 0 else above
-
-
-def _cells(difference):
-    """A mean difference with its interval, and in its own standard deviations over seeds."""
-    spread = float(difference.std(ddof=1)) if difference.sizes["seed"] > 1 else float("nan")
-    return with_interval(difference), f"{float(difference.mean()) / spread:.1f}" if spread > 0 else "–"
+def _cells(difference, places):
+    """A mean difference with its interval, the same in its standard deviations over seeds, and what the interval says."""
+    mean, half, count = interval(difference)
+    spread = float(difference.std(ddof=1)) if count > 1 else float("nan")
+    size = f"{mean / spread:.1f}" if spread > 0 else "–"
+    verdict = "?" if not abs(mean) > half else "lower" if mean < 0 else "higher"
+    return with_interval(difference, places=places), size, verdict
 
 
 def table(dataset: xr.Dataset) -> str:
@@ -150,9 +147,8 @@ def table(dataset: xr.Dataset) -> str:
     Returns:
         Plain text: means over seeds with 95 % confidence intervals, differences paired by seed, and what the intervals say.
     """
-    header = ("norm", "learning rate", "weight decay", "stability ratio", "λ1 end", "log λ1 − log control", "d")
-    header = (*header, "test accuracy [%]", "− control [%]", "d", *(("− flow [%]",) if "flow_accuracy" in dataset else ()))
-    header = (*header, "λ1", "accuracy", "failed")
+    header = ("norm", "η̂", "λ̂", "η̃λ1/2", "λ1", "log λ1 − control", "d", "λ1 is", "accuracy [%]", "− control", "d", "accuracy is")
+    header = (*header, *(("− flow",) if "flow_accuracy" in dataset else ()), "failed")
     rows = []
     for norm in dataset["norm"].values:
         for rate in dataset["learning_rate"].values:
@@ -163,27 +159,21 @@ def table(dataset: xr.Dataset) -> str:
                 logs = np.log(sharpness) - np.log(_end(control["lambda1"]))
                 gain = accuracy - 100 * _end(control["test_accuracy"])
                 failed, differs = stopped(here["status"]), decay > 0
-                cells = [
-                    str(norm),
-                    f"{rate:g}",
-                    f"{decay:g}",
-                    with_interval(_end(here["stability_ratio"])),
-                    with_interval(sharpness),
-                ]
-                cells += _cells(logs) if differs else ("", "")
-                cells.append(with_interval(accuracy))
-                cells += _cells(gain) if differs else ("", "")
+                cells = [str(norm), f"{rate:g}", f"{decay:g}", with_interval(_end(here["stability_ratio"]), places=3)]
+                cells.append(with_interval(sharpness, places=1))
+                cells += _cells(logs, 3) if differs else ("", "", "")
+                cells.append(with_interval(accuracy, places=1))
+                cells += _cells(gain, 1) if differs else ("", "", "")
                 if "flow_accuracy" in dataset:
-                    cells.append(with_interval(accuracy - 100 * _end(here["flow_accuracy"])))
-                cells += (_verdict(logs, "lower", "higher"), _verdict(gain, "lower", "higher")) if differs else ("", "")
+                    cells.append(with_interval(accuracy - 100 * _end(here["flow_accuracy"]), places=1))
                 rows.append((*cells, f"{int(failed.sum())} of {failed.size}"))
     title = dataset.attrs["title"]
     lines = [
         f"{title}; {dataset.sizes['seed']} seeds, {int(dataset['step'][-1])} steps.",
-        f"The end is the mean of the last {LAST} measurements. Mean over seeds ± half width of the 95 % confidence interval.",
-        "Control: the same without weight decay, paired by seed; d: mean difference over its standard deviation across seeds;",
-        "the last columns say whether λ1 and accuracy are lower or higher than the control's, ? where the interval contains 0.",
-        "λ1: at w/‖w‖ of normalized networks, which are scale-invariant, and at w of the network without normalization.",
+        f"Means over the last {LAST} measurements and over seeds ± half width of the 95 % confidence interval. Control: the same",
+        "without weight decay, paired by seed. d: mean difference over its standard deviation across seeds. Lower, higher: than",
+        "the control, ? where the interval contains 0. λ1: at w/‖w‖ of normalized networks, which are scale-invariant, and at w",
+        "without normalization.",
         "",
         *aligned([header, *rows]),
         *failures(dataset["status"].astype(int)),
@@ -201,11 +191,14 @@ def figure(dataset: xr.Dataset) -> "Figure":
         A matplotlib Figure, 7 inches wide, at the largest learning rate: lines are medians over seeds, bands reach from the
         least to the largest.
     """
+    from matplotlib.ticker import MaxNLocator
+
     with shared.paper(7):
         count = dataset.sizes["norm"]
         canvas = plots.new_figure((7.0, 4.2))
         panels = canvas.subplots(3, count, squeeze=False, sharex=True, sharey="row")
-        rate, colors = float(dataset["learning_rate"].max()), plots.shades(dataset.sizes["weight_decay"])
+        rate, decays = float(dataset["learning_rate"].max()), dataset.sizes["weight_decay"]
+        colors = plots.COLORS[:2] if decays == 2 else plots.shades(decays)
         for column, norm in zip(panels.T, dataset["norm"].values, strict=True):
             for axes, name in zip(column, SHOWN, strict=True):
                 for decay, color in zip(dataset["weight_decay"].values, colors, strict=True):
@@ -215,9 +208,10 @@ def figure(dataset: xr.Dataset) -> "Figure":
                     )
                 axes.set(xlabel="", ylabel=SHOWN[name] if norm == dataset["norm"].values[0] else "")
                 shared.plain(axes)
-            column[0].set_title({"weight_standardization": "weight std."}.get(str(norm), str(norm)))
+            column[0].set_title({"weight_standardization": "weight std.", "none": "none (λ1 at w)"}.get(str(norm), str(norm)))
+            column[0].xaxis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
         _scales(panels, dataset.sel(learning_rate=rate))
-        panels[-1, -1].legend(title="weight decay λ̂", loc="lower right", borderaxespad=0)
+        panels[1, -1].legend(title="weight decay λ̂", loc="lower right", borderaxespad=0)
         canvas.supxlabel(f"thousand steps at learning rate {rate:g}; {shared.BANDS.format(dataset.sizes['seed'])}", fontsize=7)
         return canvas
 
@@ -228,7 +222,7 @@ def _scales(panels, dataset):
     panels[0, 0].set_yscale("log")
     plots.plain_log_ticks(panels[0, 0].yaxis)
     highest = float(ratio.quantile(0.98)) if np.isfinite(ratio).any() else 1.0
-    panels[1, 0].set_ylim(0, max(1.3, 1.1 * highest))
+    panels[1, 0].set_ylim(0, max(1.3, 1.1 * min(highest, 2.0)))
     for axes in panels[1]:
         axes.axhline(1, color="black", linewidth=0.6, linestyle="dotted")
     accuracy = dataset["test_accuracy"].isel(step=slice(1, None))

@@ -32,7 +32,6 @@ class BatchSettings(ZooSettings):
 
     norms: tuple[str, ...] = setting(("batch", "none"), "normalizations; `none` is a control")
     learning_rates: tuple[float, ...] = setting((0.25, 0.5), "learning rates η̂")
-    steps: int = setting(1_500, "optimizer steps")
     flow: bool = setting(True, "whether to run gradient flow as a control as well, over the same flow time η̂ t")
 
 
