@@ -23,7 +23,10 @@ LAST = 5
 """What is called the end of a run is the mean over its last measurements, so many, since they oscillate."""
 
 SHOWN = {"lambda1": "λ1", "stability_ratio": "η̃ λ1 / 2", "test_accuracy": "test accuracy"}
-"""The rows of the figure."""
+"""What the figure shows of each network."""
+
+FEW = 3
+"""Up to so many normalizations the figure gives each a row, and a column beyond."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ def table(dataset: xr.Dataset) -> str:
                 rows.append((*cells, f"{int(failed.sum())} of {failed.size}"))
     title = dataset.attrs["title"]
     lines = [
-        f"{title}; {dataset.sizes['seed']} seeds, {int(dataset['step'][-1])} steps.",
+        f"{title}; seeds: {dataset.sizes['seed']}, {int(dataset['step'][-1])} steps.",
         f"Means over the last {LAST} measurements and over seeds ± half width of the 95 % confidence interval. Control: the same",
         "without weight decay, paired by seed. d: mean difference over its standard deviation across seeds. Lower, higher: than",
         "the control, ? where the interval contains 0. λ1: at w/‖w‖ of normalized networks, which are scale-invariant, and at w",
@@ -182,7 +185,7 @@ def table(dataset: xr.Dataset) -> str:
 
 
 def figure(dataset: xr.Dataset) -> "Figure":
-    """Draws λ1, stability ratio and test accuracy against steps: a column for each normalization, a line for each weight decay.
+    """Draws λ1, stability ratio and test accuracy against steps: for each normalization, a line for each weight decay.
 
     Args:
         dataset: from `run`.
@@ -194,25 +197,28 @@ def figure(dataset: xr.Dataset) -> "Figure":
     from matplotlib.ticker import MaxNLocator
 
     with shared.paper(7):
-        count = dataset.sizes["norm"]
-        canvas = plots.new_figure((7.0, 4.2))
-        panels = canvas.subplots(3, count, squeeze=False, sharex=True, sharey="row")
-        rate, decays = float(dataset["learning_rate"].max()), dataset.sizes["weight_decay"]
-        colors = plots.COLORS[:2] if decays == 2 else plots.shades(decays)
-        for column, norm in zip(panels.T, dataset["norm"].values, strict=True):
+        norms, few = dataset["norm"].values, dataset.sizes["norm"] <= FEW
+        canvas = plots.new_figure((7.0, 0.6 + 1.7 * len(norms)) if few else (7.0, 4.2))
+        shape, share = ((len(norms), 3), "col") if few else ((3, len(norms)), "row")
+        panels = canvas.subplots(*shape, squeeze=False, sharex=True, sharey=share)
+        panels = panels.T if few else panels
+        rate, colors = float(dataset["learning_rate"].max()), shared.colors(dataset.sizes["weight_decay"])
+        unit, words = (1000, "thousand steps") if dataset["step"][-1] >= 2000 else (1, "steps")
+        for column, norm in zip(panels.T, norms, strict=True):
             for axes, name in zip(column, SHOWN, strict=True):
                 for decay, color in zip(dataset["weight_decay"].values, colors, strict=True):
                     here = dataset[[name]].sel(norm=norm, learning_rate=rate, weight_decay=decay)
-                    plots.draw(
-                        axes, here.assign_coords(step=here["step"] / 1000), name, label=f"{decay:g}", color=color, linewidth=1
-                    )
-                axes.set(xlabel="", ylabel=SHOWN[name] if norm == dataset["norm"].values[0] else "")
+                    here = here.assign_coords(step=here["step"] / unit)
+                    plots.draw(axes, here, name, label=f"{decay:g}", color=color, linewidth=1)
+                axes.set(xlabel="", ylabel=SHOWN[name] if few or norm == norms[0] else "")
                 shared.plain(axes)
             column[0].set_title({"weight_standardization": "weight std.", "none": "none (λ1 at w)"}.get(str(norm), str(norm)))
-            column[0].xaxis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
+            column[0].xaxis.set_major_locator(MaxNLocator(4 if few else 2, steps=[1, 2, 5, 10]))
         _scales(panels, dataset.sel(learning_rate=rate))
         panels[1, -1].legend(title="weight decay λ̂", loc="lower right", borderaxespad=0)
-        canvas.supxlabel(f"thousand steps at learning rate {rate:g}; {shared.BANDS.format(dataset.sizes['seed'])}", fontsize=7)
+        seeds = dataset.sizes["seed"]
+        more = f"; {shared.BANDS.format(seeds)}" if seeds > 1 else ""
+        canvas.supxlabel(f"{words} at learning rate {rate:g}{more}", fontsize=7)
         return canvas
 
 

@@ -234,7 +234,7 @@ def _orders(axes, dataset):
     axes.set(xscale="log", yscale="log", xlabel="η̂λ̂", ylabel="root mean square over time")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
-    axes.set_xticks(products, [shared.power_of_ten(product) for product in products])
+    axes.set_xticks(products, [shared.power_of_ten(product) for product in products], fontsize=6)
     axes.minorticks_off()
     axes.legend(loc="upper left", borderaxespad=0)
 

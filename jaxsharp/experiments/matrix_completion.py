@@ -165,15 +165,16 @@ def figure(dataset: xr.Dataset) -> "Figure":
         canvas = plots.new_figure((7.0, 2.5))
         panels = dict(zip(("spherical_sharpness", "test_loss", "nuclear_norm"), canvas.subplots(1, 3), strict=True))
         rate = float(dataset["learning_rate"].max())
-        colors = plots.shades(dataset.sizes["weight_decay"])
+        colors = shared.colors(dataset.sizes["weight_decay"])
         for (name, axes), letter in zip(panels.items(), "abc", strict=True):
             for decay, color in zip(dataset["weight_decay"].values, colors, strict=True):
                 here = dataset[[name]].sel(learning_rate=rate, weight_decay=decay)
+                here = here.assign_coords(step=here["step"] / 1000)
                 plots.draw(axes, here, name, label=f"{decay:g}", color=color, linewidth=1.4)
-            axes.set(ylim=(0, None), xlabel="steps")
+            axes.set(ylim=(0, None), xlabel="thousand steps")
             shared.plain(axes, f"({letter})")
         panels["nuclear_norm"].axhline(dataset.attrs["true_nuclear_norm"], color="black", linewidth=0.8, linestyle="dotted")
-        panels["spherical_sharpness"].legend(title="weight decay λ̂", loc="lower left")
+        panels["nuclear_norm"].legend(title="weight decay λ̂", loc="lower right")
         canvas.supxlabel(
             f"learning rate {rate:g}; {shared.BANDS.format(dataset.sizes['seed'])}; dotted: the matrix to complete",
             fontsize=7,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from jaxsharp import plots
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -105,6 +107,11 @@ def label(dataset: xr.Dataset, **more: str) -> None:
     for name, title in {**LABELS, **more}.items():
         if name in dataset.variables:
             dataset[name].attrs.update(long_name=title, units="1")
+
+
+def colors(count: int) -> list:
+    """Returns colours of quantities in order: two that contrast, or shades where there are more."""
+    return list(plots.COLORS[:count]) if count <= 2 else plots.shades(count)
 
 
 @contextlib.contextmanager
