@@ -32,7 +32,6 @@ class BatchSettings(ZooSettings):
 
     norms: tuple[str, ...] = setting(("batch", "none"), "normalizations; `none` is a control")
     learning_rates: tuple[float, ...] = setting((0.25, 0.5), "learning rates η̂")
-    flow: bool = setting(True, "whether to run gradient flow as a control as well, over the same flow time η̂ t")
 
 
 @lru_cache(maxsize=16)
@@ -90,11 +89,11 @@ norm_zoo = Experiment(
 
 bn_digits = Experiment(
     name="bn-digits",
-    summary="GD with weight decay with batch normalization on digits; controls: no decay, no normalization, gradient flow",
+    summary="GD with weight decay with batch normalization on digits; controls: no decay, no normalization, with flow=true gradient flow",
     settings=BatchSettings,
     run=run_batch,
     table=decay_study.table,
     figure=decay_study.figure,
-    full={"weight_decays": (5e-4, 1e-3), "seeds": 8, "steps": 2_000},
+    full={"weight_decays": (5e-4, 1e-3), "seeds": 8, "steps": 2_000, "flow": True},
     precision="float32",
 )
