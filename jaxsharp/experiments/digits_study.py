@@ -89,7 +89,7 @@ norm_zoo = Experiment(
 
 bn_digits = Experiment(
     name="bn-digits",
-    summary="GD with weight decay with batch normalization on digits; controls: no decay, no normalization, with flow=true gradient flow",
+    summary="GD with weight decay with batch normalization on digits; controls: no decay, no normalization, gradient flow on demand",
     settings=BatchSettings,
     run=run_batch,
     table=decay_study.table,
