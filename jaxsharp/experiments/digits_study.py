@@ -89,7 +89,7 @@ norm_zoo = Experiment(
 
 bn_digits = Experiment(
     name="bn-digits",
-    summary="GD with weight decay with batch normalization on digits; controls: no decay, no normalization, gradient flow on demand",
+    summary="GD with weight decay, batch-normalized, on digits; controls: no decay, no normalization, on demand gradient flow",
     settings=BatchSettings,
     run=run_batch,
     table=decay_study.table,
