@@ -57,7 +57,7 @@ def small_period(product: float) -> float:
         >>> round(small_period(1e-4), 1)
         222.1
     """
-    return np.pi / np.sqrt(2 * product)
+    return float(np.pi / np.sqrt(2 * product))
 
 
 def predicted(amplitude: float, periods: float = 1.0, points: int = 2001) -> tuple[np.ndarray, np.ndarray]:
