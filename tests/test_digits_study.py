@@ -26,7 +26,7 @@ def test_the_result_is_labelled_and_the_table_is_made_of_it():
     np.testing.assert_allclose(plain["stability_ratio"], 0.5 * plain["lambda1"] / 2)
     row = next(line.split() for line in ZOO.table(ds).splitlines() if line.split()[:3] == ["layer", "0.5", "0.001"])
     end = ds["lambda1"].sel(norm="layer", weight_decay=1e-3).isel(learning_rate=0, step=slice(-5, None)).mean("step")
-    assert row[6] == f"{float(end.mean()):.3g}"
+    assert row[6] == f"{float(end.mean()):.1f}"
     assert row[-3:] == ["0", "of", "2"]
     figure = ZOO.figure(ds)
     figure.canvas.draw()

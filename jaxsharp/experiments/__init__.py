@@ -1,16 +1,31 @@
 """Experiments: named reproductions, each a problem, its runs, a table and a figure; one a file."""
 
 from jaxsharp.experiments.bn_regression import bn_regression
+from jaxsharp.experiments.cifar10_study import cifar10_resnet20, cifar10_vgg11
 from jaxsharp.experiments.digits_study import bn_digits, norm_zoo
 from jaxsharp.experiments.experiment import Experiment
+from jaxsharp.experiments.flow_vs_gd import flow_vs_gd
 from jaxsharp.experiments.flow_zoo import flow_zoo
 from jaxsharp.experiments.ire_heatmap import ire_heatmap
 from jaxsharp.experiments.ire_valley import ire_valley
 from jaxsharp.experiments.matrix_completion import matrix_completion
+from jaxsharp.experiments.oscillation import oscillation
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
-    for experiment in (bn_regression, bn_digits, norm_zoo, matrix_completion, flow_zoo, ire_valley, ire_heatmap)
+    for experiment in (
+        bn_regression,
+        bn_digits,
+        norm_zoo,
+        matrix_completion,
+        flow_vs_gd,
+        flow_zoo,
+        oscillation,
+        cifar10_vgg11,
+        cifar10_resnet20,
+        ire_valley,
+        ire_heatmap,
+    )
 }
 
 __all__ = [
@@ -18,9 +33,13 @@ __all__ = [
     "Experiment",
     "bn_digits",
     "bn_regression",
+    "cifar10_resnet20",
+    "cifar10_vgg11",
+    "flow_vs_gd",
     "flow_zoo",
     "ire_heatmap",
     "ire_valley",
     "matrix_completion",
     "norm_zoo",
+    "oscillation",
 ]

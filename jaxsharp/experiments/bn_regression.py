@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from jaxsharp import data, flows, minimizers, optimizers, plots, probes, problems
+from jaxsharp.experiments import shared
 from jaxsharp.experiments.experiment import Experiment, setting
 from jaxsharp.experiments.tables import aligned, failures
 from jaxsharp.simulation import sweep
@@ -45,15 +45,8 @@ class Settings:
 
     def __post_init__(self):
         """Refuses what makes no sense."""
-        for name in ("learning_rates", "weight_decays"):
-            rates = getattr(self, name)
-            if not rates or not all(np.isfinite(rate) and rate > 0 for rate in rates):
-                raise ValueError(f"{name} must be numbers above 0, at least one, got {rates}.")
-        for name in ("seeds", "steps", "every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if max(self.learning_rates) * max(self.weight_decays) >= 1:
-            raise ValueError("learning_rates times weight_decays reaches 1 or more, where weight decay alone reverses the sign.")
+        shared.check_rates(self)
+        shared.check_counts(self, "seeds", "steps", "every")
         if not 0 < self.least_angle <= self.largest_angle < np.pi / 2:
             raise ValueError(
                 f"least_angle and largest_angle must satisfy 0 < least_angle <= largest_angle < pi/2, got {self.least_angle} "
@@ -113,11 +106,7 @@ def run(settings: Settings, *, progress: bool = False, checkpoint: str | os.Path
     for name, (factory, init) in rules.items():
         if progress:
             count = len(settings.learning_rates) * len(settings.weight_decays) * settings.seeds
-            print(
-                f"{LABELS[name]}: {count} trajectories of {settings.steps} steps, after up to a minute of compilation",
-                file=sys.stderr,
-                flush=True,
-            )
+            shared.say(f"{LABELS[name]}: {count} trajectories of {settings.steps} steps, after up to a minute of compilation")
         found[name] = sweep(
             problem,
             factory,
@@ -139,13 +128,10 @@ def _combine(problem, found, settings):
     parts = [ds.drop_vars("time", errors="ignore").drop_attrs(deep=False) for ds in found.values()]
     names = xr.DataArray(list(found), dims="dynamics", attrs={"long_name": "dynamics"})
     ds = xr.concat(parts, dim="dynamics").assign_coords(dynamics=names)
-    time = flow_time.isel(seed=0, drop=True).assign_attrs(long_name="time τ = η̂ λ̂ t", units="1")
-    ds = ds.assign_coords(time=time)
-    for name, label in (("learning_rate", "learning rate η̂"), ("weight_decay", "weight decay λ̂"), ("seed", "seed")):
-        ds[name].attrs = {"long_name": label, "units": "1"}
+    ds = ds.assign_coords(time=flow_time.isel(seed=0, drop=True))
 
     start = found["flow"]["angle"].isel(step=0, drop=True)  # the flow starts at φ
-    exact = xr.apply_ufunc(lambda start, time: np.asarray(problems.exact_angle(start, time)), start, time)
+    exact = xr.apply_ufunc(lambda start, time: np.asarray(problems.exact_angle(start, time)), start, ds["time"])
     exact = exact.transpose("learning_rate", "weight_decay", "seed", "step")
     ds["exact_angle"] = exact.assign_attrs(long_name="angle α, exact", units="rad")
     smallest = _smallest_sharpness(problem)
@@ -153,16 +139,12 @@ def _combine(problem, found, settings):
     ds["exact_spherical_sharpness"] = sharpness.assign_attrs(long_name="spherical sharpness λ1, exact", units="1")
     ds["angle_error"] = (ds["angle"] - exact).assign_attrs(long_name="angle α − exact angle", units="rad")
     ratio = ds["effective_learning_rate"] * ds["spherical_sharpness"] / 2
-    ds["stability_ratio"] = ratio.assign_attrs(long_name="stability ratio η̃ λ1 / 2", units="1")
-    ds["spherical_sharpness"].attrs["long_name"] = "spherical sharpness λ1"
+    ds["stability_ratio"] = ratio
+    shared.label(ds)
     for name in ("angle", "angle_error", "spherical_sharpness", "stability_ratio"):
         ds[name].attrs["comment"] = "GD+WD: at the midpoint of two iterates, in step 0 at the only one"
 
-    first = next(iter(found.values())).attrs
-    ds.attrs = {name: first[name] for name in ("title", "created", "versions", "device", "precision")}
-    ds.attrs["title"] = "Batch-normalized regression: GD+WD, flow and exact solution"
-    ds.attrs["wall_time_seconds"] = round(sum(part.attrs["wall_time_seconds"] for part in found.values()), 3)
-    ds.attrs["hvp_count"] = sum(part.attrs["hvp_count"] for part in found.values())
+    ds.attrs = shared.provenance(found, "Batch-normalized regression: GD+WD, flow and exact solution")
     ds.attrs.update({name: json.dumps(part.attrs) for name, part in found.items()})
     return bn_regression.label(ds.transpose("dynamics", "learning_rate", "weight_decay", "seed", "step"), settings)
 
@@ -228,10 +210,7 @@ def figure(dataset: xr.Dataset) -> "Figure":
     Returns:
         A matplotlib Figure, 7 inches wide: lines are medians over seeds, bands reach from the least to the largest.
     """
-    from matplotlib import rc_context
-
-    small = {"legend.fontsize": 7, "legend.title_fontsize": 7}
-    with rc_context({"font.size": 8, "axes.titlesize": 8, "legend.frameon": False, **small}):
+    with shared.paper():
         return _draw(dataset, plots.new_figure((7.0, 2.5)))
 
 
@@ -246,7 +225,7 @@ def _draw(dataset, canvas):
     _compare(sharpness, at_largest, "spherical_sharpness")
     angle.set(ylabel="angle α to minimum norm [rad]", ylim=(0, None))
     sharpness.set(ylabel=r"spherical sharpness $\lambda_1$", yscale="log")
-    angle.legend(title=rf"{_PRODUCT} = {_power(product)}", loc="upper right")
+    angle.legend(title=rf"{_PRODUCT} = {shared.power_of_ten(product)}", loc="upper right")
     plots.plain_log_ticks(sharpness.yaxis)
     last = float(at_largest["time"][-1])
     for axes in (angle, sharpness):
@@ -255,7 +234,9 @@ def _draw(dataset, canvas):
     colors = plots.shades(len(products))
     for (product, rate, decay), color in zip(products, colors, strict=True):
         here = 1000 * np.abs(dataset[["angle_error"]].sel(learning_rate=rate, weight_decay=decay).isel(step=slice(1, None)))
-        plots.draw(error, here.sel(dynamics="gd"), "angle_error", "time", label=_power(product), color=color, linewidth=1.4)
+        plots.draw(
+            error, here.sel(dynamics="gd"), "angle_error", "time", label=shared.power_of_ten(product), color=color, linewidth=1.4
+        )
     error.set(ylabel="|α − exact α| of GD+WD [mrad]", yscale="log")
     bottom = error.get_ylim()[0]
     if bottom > 0:
@@ -266,9 +247,8 @@ def _draw(dataset, canvas):
     error.legend(shown.values(), shown.keys(), title=_PRODUCT, loc="lower right")
     worst = float(np.abs(dataset["angle_error"].sel(dynamics="flow")).max())
     for axes, title in ((angle, "(a)"), (sharpness, "(b)"), (error, f"(c)   flow: < {_ceiling(worst)} rad")):
-        axes.set_title(title, loc="left")
+        shared.plain(axes, title)
         axes.set_xlabel(rf"time τ = {_PRODUCT}$t$")
-        axes.spines[["top", "right"]].set_visible(False)
     canvas.supxlabel(f"lines: median over {dataset.sizes['seed']} seeds; bands and thin lines: least and largest", fontsize=7)
     return canvas
 
@@ -283,14 +263,6 @@ def _compare(axes, dataset, variable):
     plots.draw(axes, dataset.sel(dynamics="flow"), variable, "time", band="outline", label="flow", color=red, linewidth=1.6)
     dashes = {"color": "black", "linewidth": 1, "linestyle": (0, (2, 4))}
     plots.draw(axes, dataset, f"exact_{variable}", "time", band="none", label="exact", **dashes)
-
-
-def _power(product):
-    """A product as text for a legend, such as 2.5 · 10⁻⁵."""
-    mantissa, exponent = f"{product:.3e}".split("e")
-    mantissa = mantissa.rstrip("0").rstrip(".")
-    power = f"10^{{{int(exponent)}}}"
-    return f"${power}$" if mantissa == "1" else rf"${mantissa}\cdot {power}$"
 
 
 def _ceiling(value):

@@ -1,7 +1,6 @@
 """Batch-normalized matrix completion: GD with weight decay against GD without, from the same minimizers."""
 
 import os
-import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from jaxsharp import data, minimizers, optimizers, plots, probes, problems
+from jaxsharp.experiments import shared
 from jaxsharp.experiments.experiment import Experiment, setting
 from jaxsharp.experiments.tables import aligned, failures, with_interval
 from jaxsharp.simulation import sweep
@@ -40,15 +40,8 @@ class Settings:
 
     def __post_init__(self):
         """Refuses what makes no sense."""
-        for name in ("learning_rates", "weight_decays"):
-            rates = getattr(self, name)
-            if not rates or not all(np.isfinite(rate) and rate > 0 for rate in rates):
-                raise ValueError(f"{name} must be numbers above 0, at least one, got {rates}.")
-        for name in ("seeds", "steps", "every", "size", "rank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if max(self.learning_rates) * max(self.weight_decays) >= 1:
-            raise ValueError("learning_rates times weight_decays reaches 1 or more, where weight decay alone reverses the sign.")
+        shared.check_rates(self)
+        shared.check_counts(self, "seeds", "steps", "every", "size", "rank")
         data.low_rank(self.size, self.size, rank=self.rank, observed=self.observed, seed=self.data_seed)
 
 
@@ -93,8 +86,7 @@ def run(settings: Settings, *, progress: bool = False, checkpoint: str | os.Path
     decays = (0.0, *sorted(settings.weight_decays))
     if progress:
         count = len(settings.learning_rates) * len(decays) * settings.seeds
-        words = f"GD: {count} trajectories of {settings.steps} steps, after up to a minute of compilation"
-        print(words, file=sys.stderr, flush=True)
+        shared.say(f"GD: {count} trajectories of {settings.steps} steps, after up to a minute of compilation")
     ds = sweep(
         problem,
         optimizers.gd,
@@ -107,20 +99,9 @@ def run(settings: Settings, *, progress: bool = False, checkpoint: str | os.Path
         checkpoint=checkpoint,
         progress=progress,
     )
-    time = (ds["learning_rate"] * ds["weight_decay"] * ds["step"]).assign_attrs(long_name="time τ = η̂ λ̂ t", units="1")
-    ds = ds.assign_coords(time=time)
-    ratio = ds["effective_learning_rate"] * ds["spherical_sharpness"] / 2
-    ds["stability_ratio"] = ratio.assign_attrs(long_name="stability ratio η̃ λ1 / 2", units="1")
-    labels = {
-        "learning_rate": "learning rate η̂",
-        "weight_decay": "weight decay λ̂",
-        "seed": "seed",
-        "spherical_sharpness": "spherical sharpness λ1",
-        "test_loss": "squared error of hidden entries",
-        "nuclear_norm": "nuclear norm",
-    }
-    for name, label in labels.items():
-        ds[name].attrs.update(long_name=label, units="1")
+    ds = ds.assign_coords(time=ds["learning_rate"] * ds["weight_decay"] * ds["step"])
+    ds["stability_ratio"] = ds["effective_learning_rate"] * ds["spherical_sharpness"] / 2
+    shared.label(ds, test_loss="squared error of hidden entries", nuclear_norm="nuclear norm")
     true, _ = data.low_rank(settings.size, settings.size, rank=settings.rank, observed=settings.observed, seed=settings.data_seed)
     ds.attrs["title"] = "Batch-normalized matrix completion: GD with and without weight decay"
     ds.attrs["true_nuclear_norm"] = float(np.linalg.norm(true, "nuc"))
@@ -180,26 +161,22 @@ def figure(dataset: xr.Dataset) -> "Figure":
     Returns:
         A matplotlib Figure, 7 inches wide: lines are medians over seeds, bands reach from the least to the largest.
     """
-    from matplotlib import rc_context
-
-    small = {"legend.fontsize": 7, "legend.title_fontsize": 7}
-    with rc_context({"font.size": 8, "axes.titlesize": 8, "legend.frameon": False, **small}):
+    with shared.paper():
         canvas = plots.new_figure((7.0, 2.5))
         panels = dict(zip(("spherical_sharpness", "test_loss", "nuclear_norm"), canvas.subplots(1, 3), strict=True))
         rate = float(dataset["learning_rate"].max())
-        colors = plots.shades(dataset.sizes["weight_decay"])
+        colors = shared.colors(dataset.sizes["weight_decay"])
         for (name, axes), letter in zip(panels.items(), "abc", strict=True):
             for decay, color in zip(dataset["weight_decay"].values, colors, strict=True):
                 here = dataset[[name]].sel(learning_rate=rate, weight_decay=decay)
+                here = here.assign_coords(step=here["step"] / 1000)
                 plots.draw(axes, here, name, label=f"{decay:g}", color=color, linewidth=1.4)
-            axes.set(ylim=(0, None), xlabel="steps")
-            axes.set_title(f"({letter})", loc="left")
-            axes.spines[["top", "right"]].set_visible(False)
+            axes.set(ylim=(0, None), xlabel="thousand steps")
+            shared.plain(axes, f"({letter})")
         panels["nuclear_norm"].axhline(dataset.attrs["true_nuclear_norm"], color="black", linewidth=0.8, linestyle="dotted")
-        panels["spherical_sharpness"].legend(title="weight decay λ̂", loc="lower left")
+        panels["nuclear_norm"].legend(title="weight decay λ̂", loc="lower right")
         canvas.supxlabel(
-            f"learning rate {rate:g}; lines: median over {dataset.sizes['seed']} seeds; bands: least and largest; dotted: the "
-            "matrix to complete",
+            f"learning rate {rate:g}; {shared.BANDS.format(dataset.sizes['seed'])}; dotted: the matrix to complete",
             fontsize=7,
         )
         return canvas

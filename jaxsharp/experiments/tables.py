@@ -59,12 +59,13 @@ def interval(values, confidence: float = 0.95) -> tuple[float, float, int]:
     return mean, half, count
 
 
-def with_interval(values, digits: int = 3) -> str:
-    """Writes a mean and its 95 % confidence interval, such as `-0.25 ± 0.03`.
+def with_interval(values, digits: int = 3, places: int | None = None) -> str:
+    """Writes a mean and its 95 % confidence interval, if it has one, such as `-0.25 ± 0.03`, to digits or to decimal places.
 
     Example:
-        >>> with_interval([1.0, 2.0, 3.0])
-        '2 ± 2.48'
+        >>> with_interval([1.0, 2.0, 3.0]), with_interval([1.0, 2.0, 3.0], places=1)
+        ('2 ± 2.48', '2.0 ± 2.5')
     """
     mean, half, _ = interval(values)
-    return f"{mean:.{digits}g} ± {half:.{digits}g}"
+    form = f".{digits}g" if places is None else f".{places}f"
+    return f"{mean:{form}} ± {half:{form}}" if np.isfinite(half) else f"{mean:{form}}"
