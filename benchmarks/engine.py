@@ -1,7 +1,8 @@
 """What does following sharpness cost, alone and in a grid?
 
 The same full-batch training (digits, tanh MLP 64-100-100-10, squared loss, GD) is timed in one process: one run and a grid,
-each without sharpness, with it every 10 steps, and with it every step to a looser tolerance. Where PyTorch and SciPy are
+each without sharpness, with it every 10 steps, and with it every step to a looser tolerance; also where the next step reuses
+the gradient of the measurement. Where PyTorch and SciPy are
 installed, so is the recipe of the edge-of-stability papers: a loop in Python, double-backward products, `eigsh` every 10 steps.
 First calls, which compile, are timed apart; the others are repeated in turn, and the ratios are medians over the repeats of
 ratios within one repeat, so that a noisy machine disturbs both sides alike.
@@ -41,6 +42,8 @@ def main() -> None:
     untracked, tracked = ["loss"], ["loss", js.probes.sharpness(tol=1e-2)]
     unguarded = ["loss", js.probes.sharpness(tol=1e-2, guards=0)]
     often = ["loss", js.probes.sharpness(tol=1e-1, guards=0, every=1)]
+    reused = ["loss", js.probes.sharpness(tol=1e-2, reuse_gradient=True)]
+    often_reused = ["loss", js.probes.sharpness(tol=1e-1, guards=0, every=1, reuse_gradient=True)]
 
     def alone(probes):
         return lambda: js.simulate(problem, js.optimizers.gd(0.1), steps, probes=probes, every=10)
@@ -53,7 +56,9 @@ def main() -> None:
         "one": alone(untracked),
         "one, sharpness every 10": alone(tracked),
         "one, sharpness every 10, no guard": alone(unguarded),
+        "one, sharpness every 10, gradient reused": alone(reused),
         "one, sharpness every step, tol 0.1": alone(often),
+        "one, sharpness every step, tol 0.1, gradient reused": alone(often_reused),
         "grid": together(untracked),
         "grid, sharpness every 10": together(tracked),
     }
@@ -80,13 +85,18 @@ def main() -> None:
         "sharpness every 10 steps / none, one run": ratio("one, sharpness every 10", "one"),
         "the same without guard": ratio("one, sharpness every 10, no guard", "one"),
         "sharpness every 10 steps / none, grid": ratio("grid, sharpness every 10", "grid"),
+        "the same with a guard, gradient reused": ratio("one, sharpness every 10, gradient reused", "one"),
         "sharpness every step to 0.1 / none, one run": ratio("one, sharpness every step, tol 0.1", "one"),
+        "the same, gradient reused": ratio("one, sharpness every step, tol 0.1, gradient reused", "one"),
         "per member of the grid / one run": ratio("grid", "one", 1 / members),
         "per member of the grid / one run, with sharpness": ratio(
             "grid, sharpness every 10", "one, sharpness every 10", 1 / members
         ),
         "products per measurement after the first": float(products.isel(step=slice(1, None)).mean()),
         "products of the first measurement": float(products.isel(step=0).mean()),
+        "products per measurement, every step to 0.1": float(
+            results["one, sharpness every step, tol 0.1"].sharpness_products[1:].mean()
+        ),
         "all eigenpairs converged": bool(results["grid, sharpness every 10"].sharpness_converged.all()),
     }
     if recipe is not None:
