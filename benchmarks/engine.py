@@ -2,12 +2,13 @@
 
 The same full-batch training (digits, tanh MLP 64-100-100-10, squared loss, GD) is timed in one process: one run and a grid,
 each without sharpness, with it every 10 steps, and with it every step to a looser tolerance; also where the next step reuses
-the gradient of the measurement. Where PyTorch and SciPy are
-installed, so is the recipe of the edge-of-stability papers: a loop in Python, double-backward products, `eigsh` every 10 steps.
-First calls, which compile, are timed apart; the others are repeated in turn, and the ratios are medians over the repeats of
-ratios within one repeat, so that a noisy machine disturbs both sides alike.
+the gradient of the measurement. Where PyTorch and SciPy are installed, so is the recipe of the edge-of-stability papers: a loop
+in Python, double-backward products, `eigsh` every 10 steps. First calls, which compile, are timed apart; the others are
+repeated in turn, and the ratios are medians over the repeats of ratios within one repeat, so that a noisy machine disturbs both
+sides alike.
 
 Run: python benchmarks/engine.py [--tiny] [--members 16] [--out engine.json]
+With JAX_NUM_CPU_DEVICES=2 the grid is also spread over that many devices of a CPU, one member each at a time.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from jaxsharp import selfcheck
 
 selfcheck.apply_flag_to_environment()
 
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from _report import machine, write  # noqa: E402
 
@@ -48,10 +50,12 @@ def main() -> None:
     def alone(probes):
         return lambda: js.simulate(problem, js.optimizers.gd(0.1), steps, probes=probes, every=10)
 
-    def together(probes):
+    def together(probes, devices):
         over = {"learning_rate": np.linspace(0.02, 0.2, members).tolist()}
-        return lambda: js.sweep(problem, js.optimizers.gd, over, steps=steps, probes=probes, every=10, progress=False)
+        options = {"steps": steps, "probes": probes, "every": 10, "devices": devices, "progress": False}
+        return lambda: js.sweep(problem, js.optimizers.gd, over, **options)
 
+    alone_on = jax.devices()[:1]
     ways = {
         "one": alone(untracked),
         "one, sharpness every 10": alone(tracked),
@@ -59,9 +63,12 @@ def main() -> None:
         "one, sharpness every 10, gradient reused": alone(reused),
         "one, sharpness every step, tol 0.1": alone(often),
         "one, sharpness every step, tol 0.1, gradient reused": alone(often_reused),
-        "grid": together(untracked),
-        "grid, sharpness every 10": together(tracked),
+        "grid": together(untracked, alone_on),
+        "grid, sharpness every 10": together(tracked, alone_on),
     }
+    spread = "grid, sharpness every 10, spread over devices"
+    if len(jax.devices()) > 1:
+        ways[spread] = together(tracked, jax.devices())
     if (recipe := _recipe(train, width, steps)) is not None:
         ways["PyTorch and eigsh, sharpness every 10"] = recipe
     first, seconds, results = {}, {name: [] for name in ways}, {}
@@ -99,10 +106,17 @@ def main() -> None:
         ),
         "all eigenpairs converged": bool(results["grid, sharpness every 10"].sharpness_converged.all()),
     }
+    if spread in ways:
+        figures["per member of the grid spread over devices / one run, with sharpness"] = ratio(
+            spread, "one, sharpness every 10", 1 / members
+        )
     if recipe is not None:
         name = "PyTorch and eigsh, sharpness every 10"
         figures["PyTorch recipe / member of the grid"] = ratio(name, "grid, sharpness every 10", members)
+        if spread in ways:
+            figures["PyTorch recipe / member of the grid spread over devices"] = ratio(name, spread, members)
     setting = {"images": images, "width": width, "steps": steps, "members": members, "repeats": repeats}
+    setting["devices"] = len(jax.devices())
     write({"setting": setting, "figures": figures, **machine()}, options.out)
 
 

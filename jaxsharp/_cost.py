@@ -7,7 +7,7 @@ import math
 
 from jax.extend import core
 
-OPERATIONS_AT_ONCE = 1e8
+OPERATIONS_AT_ONCE = 5e7
 """Operations of one round, all members of a batch together, past which more members side by side do not pay on a CPU."""
 
 MEMBERS_AT_ONCE = 32
@@ -25,7 +25,7 @@ def members_at_once(cost: float) -> int:
 
     Example:
         >>> members_at_once(1e3), members_at_once(2e7), members_at_once(1e9)
-        (32, 5, 1)
+        (32, 2, 1)
     """
     return max(1, min(MEMBERS_AT_ONCE, int(OPERATIONS_AT_ONCE / max(cost, 1.0))))
 

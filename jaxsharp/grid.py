@@ -93,7 +93,7 @@ def execute(
         start_function: `(key, **points) -> params`.
         batched: whether to vmap; False runs the only member as it is.
         batch_size: members per compiled call, or `auto`.
-        devices: JAX devices to spread each batch over; None for the default one.
+        devices: JAX devices to spread each batch over; None for all of this process, or the default one where one is set.
         checkpoint: folder in which finished batches and the running one are kept, and from which an interrupted call goes on.
         progress: whether to show a bar with an estimate of the time left.
         precision: of matrix products, as for `jax.default_matmul_precision`.
@@ -107,15 +107,16 @@ def execute(
     """
     began = time.perf_counter()
     total = members.seeds.size
-    devices = tuple(devices) if devices is not None else ()
+    devices = _chosen(devices) if batched else ()
     selfcheck.ensure()
     cost = 0.0
     if batched and batch_size == "auto":
         cost = _gradient_cost(problem, members, start_values, start_function)
     size = batch_length(batch_size, total, len(devices) or 1, cost) if batched else 1
-    batched = size > 1  # one member at a time runs best as it is
-    begin = _begin_program(probes, start_function, batched, devices)
-    advance = _advance_program(probes, plan.groups, batched, devices)
+    batched = size > 1
+    each = size // (len(devices) or 1)
+    begin = _begin_program(probes, start_function, each, devices)
+    advance = _advance_program(probes, plan.groups, each, devices)
     batches = [np.arange(first, min(first + size, total)) for first in range(0, total, size)]
 
     def prepare(batch):
@@ -149,7 +150,7 @@ def execute(
 def batch_length(batch_size: int | str, total: int, devices: int, cost: float = 0.0) -> int:
     """Chooses how many members one compiled call runs.
 
-    `auto` takes, per CPU device, as many members as do about 1e8 operations in a gradient together, and at most 32: small
+    `auto` takes, per CPU device, as many members as do about 5e7 operations in a gradient together, and at most 32: small
     networks gain from company, large ones fill the cores alone and lose by sharing the cache and by waiting for the slowest
     eigen-search. Per accelerator it takes up to 256.
 
@@ -212,29 +213,39 @@ def _typed(dynamics, params):
 
 
 @lru_cache(maxsize=64)
-def _begin_program(probes, start_function, batched, devices):
+def _begin_program(probes, start_function, each, devices):
     begin = partial(_begin, probes=probes, start_function=start_function)
-    if batched:
-        begin = jax.vmap(begin, in_axes=(None, 0, 0, 0, None))
-    return jax.jit(_sharded(begin, devices, (False, True, True, True, False)))
+    return jax.jit(_for_members(begin, (False, True, True, True, False), each, devices))
 
 
 @lru_cache(maxsize=64)
-def _advance_program(probes, groups, batched, devices):
+def _advance_program(probes, groups, each, devices):
     advance = partial(_advance, probes=probes, groups=groups)
-    if batched:
-        advance = jax.vmap(advance, in_axes=(None, 0, 0, None))
-    return jax.jit(_sharded(advance, devices, (False, True, True, False)), donate_argnums=2)
+    return jax.jit(_for_members(advance, (False, True, True, False), each, devices), donate_argnums=2)
 
 
-def _sharded(function, devices, by_member):
-    """The function with its members spread over devices, each of which stops its own loops."""
+def _for_members(function, by_member, each, devices):
+    """A function of one member for `each` members on each device; a single one runs best as it is, without a batch axis."""
     if len(devices) < 2:
-        return function
+        return jax.vmap(function, in_axes=tuple(0 if split else None for split in by_member)) if each > 1 else function
+
+    def local(*arguments):
+        if each > 1:
+            return jax.vmap(function, in_axes=tuple(0 if split else None for split in by_member))(*arguments)
+        own = (jax.tree.map(lambda leaf: leaf[0], x) if split else x for x, split in zip(arguments, by_member, strict=True))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], function(*own))
+
     mesh = jax.make_mesh((len(devices),), ("member",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
-    each, same = PartitionSpec("member"), PartitionSpec()
-    specs = tuple(each if split else same for split in by_member)
-    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False)
+    each_own, same = PartitionSpec("member"), PartitionSpec()
+    specs = tuple(each_own if split else same for split in by_member)
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=each_own, check_vma=False)
+
+
+def _chosen(devices):
+    """The devices to spread over, none where there is only one."""
+    if devices is None:
+        devices = jax.local_devices() if jax.config.jax_default_device is None else ()
+    return tuple(devices) if len(devices) > 1 else ()
 
 
 def _run_batch(problem, dynamics, carry, advance, plan, size, batched, store, number, tick):

@@ -123,7 +123,8 @@ def sweep(
         minibatch: training samples that an optimizer's step sees, drawn without replacement in each epoch by the seed; None for
             the full batch. Probes measure on all samples.
         batch_size: members per compiled call, or `auto`.
-        devices: JAX devices to spread each batch over.
+        devices: JAX devices to spread each batch over, each of which stops its own loops; by default all of this process. A CPU
+            counts as one device unless the environment variable JAX_NUM_CPU_DEVICES, set before JAX starts, makes it several.
         checkpoint: folder for finished batches and the running one; an interrupted sweep goes on from it.
         progress: whether to show a progress bar.
         precision: of matrix products on accelerators, as for `jax.default_matmul_precision`.

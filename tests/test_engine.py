@@ -307,14 +307,15 @@ def test_several_devices_give_the_same_grid():
         "assert len(jax.devices()) == 2\n"
         "run = lambda **o: js.sweep(js.problems.valley(), js.optimizers.gd, {'learning_rate': [0.1, 2.0, 0.3]}, steps=20,"
         " every=10, init={'u': 1.0, 'v': 0.01}, probes=['loss', 'sharpness'], progress=False, **o)\n"
-        "a, b = run(), run(devices=jax.devices())\n"
-        "print(json.dumps([a.sharpness.values.tolist(), b.sharpness.values.tolist(), b.status.values.ravel().tolist()]))\n"
+        "a, b, c = run(devices=jax.devices()[:1]), run(), run(batch_size=2)\n"
+        "print(json.dumps([[x.sharpness.values.tolist() for x in (a, b, c)], b.status.values.ravel().tolist()]))\n"
     )
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
-    one, two, status = json.loads(done.stdout)
+    (one, spread, batched), status = json.loads(done.stdout)
     assert status == [0, 1, 0]
-    np.testing.assert_allclose(one, two, rtol=1e-12)
+    np.testing.assert_allclose(one, spread, rtol=1e-12)
+    np.testing.assert_allclose(one, batched, rtol=1e-12)
 
 
 def test_batch_sizes():

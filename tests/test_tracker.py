@@ -225,7 +225,7 @@ def test_a_stiff_member_holds_up_its_own_chunk_only(chunk, monkeypatch):
 
 def test_batch_sizes_follow_the_cost_of_a_gradient():
     assert grid.batch_length("auto", 100, 1, cost=1e4) == 25
-    assert grid.batch_length("auto", 100, 1, cost=2e7) == 5
+    assert grid.batch_length("auto", 100, 1, cost=2e7) == 2
     assert grid.batch_length("auto", 100, 1, cost=1e9) == 1
     assert grid.batch_length("auto", 100, 2, cost=1e9) == 2
     assert members_at_once(0.0) == 32
