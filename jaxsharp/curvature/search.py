@@ -287,18 +287,30 @@ def _restart(state, plan):
 
 
 def _orthonormalize(block, basis, locked):
-    """Makes the rows orthonormal to each other and to the rest; a row that depends on the others becomes zero."""
+    """Makes the rows orthonormal to each other and to the rest; a row that depends on the others becomes zero.
+
+    Twice is enough to be orthogonal to rounding, and once where a row keeps most of its length, as a residual does.
+    """
     tolerance = 10 * jnp.finfo(block.dtype).eps
-    block = _unit_rows(block, 0)
-    for _ in range(2):  # twice is enough to be orthogonal to rounding
+
+    def project(block):
         block = block - _overlaps(block, basis) @ basis
         if locked.shape[0]:
             block = block - _overlaps(block, locked) @ locked
-        block = _unit_rows(block, tolerance)
+        lengths = jnp.linalg.norm(block, axis=1, keepdims=True)
+        block = block / jnp.where(lengths > tolerance, lengths, jnp.inf)
         if block.shape[0] > 1:
             weights, mixing = jnp.linalg.eigh(block @ block.T)
             weights = jnp.where(weights > block.shape[0] * tolerance, weights, jnp.inf)
             block = (mixing / jnp.sqrt(weights)[None, :]).T @ block
+        return block, lengths
+
+    lengths = jnp.linalg.norm(block, axis=1, keepdims=True)
+    block, lengths = project(block / jnp.where(lengths > 0, lengths, jnp.inf))
+    if block.shape[0] > 1:
+        block, _ = project(block)
+    else:
+        block = jax.lax.cond(lengths[0, 0] > 0.7, lambda block: block, lambda block: project(block)[0], block)
     return block, jnp.any(block != 0, axis=1)
 
 
@@ -309,8 +321,3 @@ def _overlaps(block, basis):
     whose long contraction XLA does not vectorize.
     """
     return jnp.stack([basis @ row for row in block]) if block.shape[0] <= 8 else block @ basis.T
-
-
-def _unit_rows(block, tolerance):
-    norms = jnp.linalg.norm(block, axis=1, keepdims=True)
-    return block / jnp.where(norms > tolerance, norms, jnp.inf)
