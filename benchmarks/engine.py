@@ -47,8 +47,8 @@ def main() -> None:
     reused = ["loss", js.probes.sharpness(tol=1e-2, reuse_gradient=True)]
     often_reused = ["loss", js.probes.sharpness(tol=1e-1, guards=0, every=1, reuse_gradient=True)]
 
-    def alone(probes):
-        return lambda: js.simulate(problem, js.optimizers.gd(0.1), steps, probes=probes, every=10)
+    def alone(probes, length=1):
+        return lambda: js.simulate(problem, js.optimizers.gd(0.1), length * steps, probes=probes, every=10)
 
     def together(probes, devices):
         over = {"learning_rate": np.linspace(0.02, 0.2, members).tolist()}
@@ -61,6 +61,8 @@ def main() -> None:
         "one, sharpness every 10": alone(tracked),
         "one, sharpness every 10, no guard": alone(unguarded),
         "one, sharpness every 10, gradient reused": alone(reused),
+        "one, five times as long": alone(untracked, 5),
+        "one, sharpness every 10, five times as long": alone(tracked, 5),
         "one, sharpness every step, tol 0.1": alone(often),
         "one, sharpness every step, tol 0.1, gradient reused": alone(often_reused),
         "grid": together(untracked, alone_on),
@@ -90,6 +92,7 @@ def main() -> None:
         "seconds, median": {name: statistics.median(values) for name, values in seconds.items()},
         "seconds of the first call": first,
         "sharpness every 10 steps / none, one run": ratio("one, sharpness every 10", "one"),
+        "the same, five times as long": ratio("one, sharpness every 10, five times as long", "one, five times as long"),
         "the same without guard": ratio("one, sharpness every 10, no guard", "one"),
         "sharpness every 10 steps / none, grid": ratio("grid, sharpness every 10", "grid"),
         "the same with a guard, gradient reused": ratio("one, sharpness every 10, gradient reused", "one"),
