@@ -156,7 +156,11 @@ FLOWS = {
 }
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [(name, "float64") for name in FLOWS] + [("gradient", "float32"), ("sharpness_reduction", "float32")],
+    indirect=["precision"],
+)
 def test_every_flow_in_a_grid_equals_itself_alone_and_keeps_its_program(name, precision):
     rng = np.random.default_rng(0)
     problem = js.problems.bn_linear_regression(rng.normal(size=(6, 10)), rng.normal(size=6))
