@@ -137,7 +137,6 @@ class OptimizerDynamics:
     def init(self, problem: Problem, params: Params) -> State:
         """Returns the state of step 0."""
         inner = self.optimizer.init(params)
-        none = jax.tree.map(jnp.zeros_like, params)
         return State(
             params=params,
             inner=inner,
@@ -148,9 +147,7 @@ class OptimizerDynamics:
             previous=params if self.keep_previous else None,
             rate=_find(inner, "rate"),
             order=None if self.minibatch is None else jnp.arange(_checked_samples(problem, self.minibatch), dtype=jnp.int32),
-            slope=Slope(jnp.zeros((), jax.tree.leaves(params)[0].dtype), none, jnp.full((), -1, jnp.int32))
-            if self.keep_slope
-            else None,
+            slope=_no_slope(params) if self.keep_slope else None,
         )
 
     def step(self, problem: Problem, state: State) -> State:
@@ -209,6 +206,11 @@ class OptimizerDynamics:
 
 
 _MINIBATCH, _OPTIMIZER = 1, 2  # streams of random numbers under one seed
+
+
+def _no_slope(params):
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return Slope(jnp.zeros((), jax.tree.leaves(params)[0].dtype), zeros, jnp.full((), -1, jnp.int32))
 
 
 def _slope(problem, state, step):

@@ -116,6 +116,17 @@ def test_the_smallest_eigenvalues_and_blocks_of_directions():
         np.testing.assert_allclose(pairs.values, [-2.0, -1.5], rtol=1e-10)
 
 
+def test_directions_that_nearly_depend_on_each_other_are_made_orthogonal_to_rounding(precision):
+    """A guess of two rows that differ by little: one projection would leave them orthogonal to a hundredth only."""
+    rng = np.random.default_rng(0)
+    apart = {"float64": 1e-13, "float32": 1e-5}[precision]
+    first, other = rng.normal(size=(2, 200)) / np.sqrt(200)
+    matrix = jnp.asarray(np.diag(np.linspace(0, 1, 200)))
+    guess = jnp.asarray(np.stack([first, first + apart * other]), matrix.dtype)
+    vectors = np.asarray(_solve(matrix, 2, guess=guess, tol=1e-9, max_matvecs=4, guards=0).vectors)
+    np.testing.assert_allclose(vectors @ vectors.T, np.eye(2), atol=100 * float(jnp.finfo(matrix.dtype).eps))
+
+
 def test_preconditioned_sharpness_is_that_of_the_scaled_dense_matrix():
     problem = digits_network(widths=(4,), count=40)
     w = problem.init(jax.random.key(0))
