@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsharp._factorizations import cholesky, eigvalsh, solve_lower, solve_lower_transposed, svd
 from jaxsharp._types import Array, Count, Scalar
 
 MAX_ITERATIONS = 60
@@ -171,8 +172,8 @@ def _residuals(alpha, beta, x):
     slack = alpha + image
     size_x, size_s = jnp.linalg.norm(x), jnp.linalg.norm(alpha) + jnp.linalg.norm(image)
     safe = lambda size: jnp.where(size > 0, size, jnp.ones_like(size))  # noqa: E731
-    primal = jnp.maximum(0, -jnp.linalg.eigvalsh(x)[0]) / safe(size_x)
-    dual = jnp.maximum(0, -jnp.linalg.eigvalsh(slack)[0]) / safe(size_s)
+    primal = jnp.maximum(0, -eigvalsh(x)[0]) / safe(size_x)
+    dual = jnp.maximum(0, -eigvalsh(slack)[0]) / safe(size_s)
     return slack, primal, dual, jnp.abs(jnp.sum((x / safe(size_x)) * (slack / safe(size_s))))
 
 
@@ -201,7 +202,7 @@ def _interior_point(original_alpha, original_beta, mask, tol, max_iterations):
     alpha = alpha / ratio
     undo = unlike[:, None] * unlike[None, :] * ratio
     alpha = jnp.where(jnp.diag(~mask), one, alpha)  # a direction left out is one that is stable for sure
-    nothing = jnp.linalg.eigvalsh(alpha)[0] >= -k * jnp.finfo(dtype).eps
+    nothing = eigvalsh(alpha)[0] >= -k * jnp.finfo(dtype).eps
     eye = jnp.eye(k, dtype=dtype)
     plus = lambda vector: vector[:, None] + vector[None, :]  # noqa: E731
 
@@ -215,17 +216,17 @@ def _interior_point(original_alpha, original_beta, mask, tol, max_iterations):
         infeasible = s - alpha - smat(beta @ svec(x))
         push = _congruence(g)
         system = jnp.eye(push.shape[0], dtype=dtype) + push.T @ beta @ push
-        chol = jnp.linalg.cholesky(0.5 * (system + system.T))
+        chol = cholesky(0.5 * (system + system.T))
         off = g.T @ infeasible @ g
 
         def direction(right):  # d_x + d_s = right in scaled coordinates, and the slack becomes feasible
-            dx = smat(jax.scipy.linalg.cho_solve((chol, True), svec(right + off)))
+            dx = smat(solve_lower_transposed(chol, solve_lower(chol, svec(right + off))))
             return dx, right - dx
 
         def longest(dx, ds):  # largest step along which both stay positive, in the coordinates where both are diag(d)
             root = jnp.sqrt(d)
             scale = root[:, None] * root[None, :]
-            low = jnp.minimum(jnp.linalg.eigvalsh(dx / scale)[0], jnp.linalg.eigvalsh(ds / scale)[0])
+            low = jnp.minimum(eigvalsh(dx / scale)[0], eigvalsh(ds / scale)[0])
             return 1 / jnp.maximum(-low, jnp.finfo(dtype).tiny)
 
         mu = jnp.sum(d**2) / k
@@ -237,9 +238,9 @@ def _interior_point(original_alpha, original_beta, mask, tol, max_iterations):
         right = 2 * (centre * mu * eye - jnp.diag(d**2) - product) / plus(d)
         dx, ds = direction(right)
         reach = jnp.minimum(one, jnp.asarray(FRACTION, dtype) * longest(dx, ds))
-        x_factor = jnp.linalg.cholesky(jnp.diag(d) + reach * dx)
-        s_factor = jnp.linalg.cholesky(jnp.diag(d) + reach * ds)
-        u, fresh, vt = jnp.linalg.svd(s_factor.T @ x_factor)
+        x_factor = cholesky(jnp.diag(d) + reach * dx)
+        s_factor = cholesky(jnp.diag(d) + reach * ds)
+        u, fresh, vt = svd(s_factor.T @ x_factor)
         fresh = jnp.maximum(fresh, jnp.finfo(dtype).tiny)
         root = jnp.sqrt(fresh)
         factor = g @ (x_factor @ vt.T) / root[None, :]

@@ -107,7 +107,7 @@ def execute(
     """
     began = time.perf_counter()
     total = members.seeds.size
-    devices = _chosen(devices) if batched else ()
+    devices = _chosen(devices, total) if batched else ()
     selfcheck.ensure()
     cost = 0.0
     if batched and batch_size == "auto":
@@ -241,11 +241,12 @@ def _for_members(function, by_member, each, devices):
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=each_own, check_vma=False)
 
 
-def _chosen(devices):
-    """The devices to spread over, none where there is only one."""
+def _chosen(devices, members):
+    """The devices to spread over, no more than members, and none where there is only one."""
     if devices is None:
         devices = jax.local_devices() if jax.config.jax_default_device is None else ()
-    return tuple(devices) if len(devices) > 1 else ()
+    devices = tuple(devices)[:members]
+    return devices if len(devices) > 1 else ()
 
 
 def _run_batch(problem, dynamics, carry, advance, plan, size, batched, store, number, tick):

@@ -8,6 +8,7 @@ import lineax
 from jax.flatten_util import ravel_pytree
 
 from jaxsharp import sphere as _sphere
+from jaxsharp._factorizations import qr, svd
 from jaxsharp._types import Array, Params, PyTree, Scalar, ScalarLike
 from jaxsharp.curvature import Eigenpairs, default_tolerance, frozen_eigenpairs, rayleigh_quotient
 from jaxsharp.problems import Problem
@@ -291,8 +292,8 @@ def _dense_normal_space(residuals, w):
             "manifold; "
             "use a larger model or fewer samples."
         )
-    orthonormal, triangle = jnp.linalg.qr(jacobian.T)
-    left, singular, right = jnp.linalg.svd(triangle, full_matrices=False)
+    orthonormal, triangle = qr(jacobian.T)
+    left, singular, right = svd(triangle)
     cutoff = singular[0] * max(jacobian.shape) * jnp.finfo(w.dtype).eps
     kept = singular > cutoff
     normal = (orthonormal @ left) * kept.astype(w.dtype)[None, :]  # (D, m), zero columns for dependent rows

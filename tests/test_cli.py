@@ -1,6 +1,7 @@
 """The command line: what it writes, and one sentence with exit code 2 for whatever is wrong."""
 
 import importlib
+import os
 import shutil
 import subprocess
 import sys
@@ -368,3 +369,14 @@ def test_a_failed_self_check_is_one_sentence(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(selfcheck, "ensure", ensure)
     assert "products are wrong" in refused([*tiny.RUN, "--out", tmp_path], capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("chosen", [None, 3])
+def test_every_core_is_a_device_unless_told_otherwise(chosen):
+    program = (
+        "from jaxsharp.cli import main; main(['list']); import jax; print(jax.device_count(), file=__import__('sys').stderr)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    environment |= {"JAX_PLATFORMS": "cpu"} | ({"JAX_NUM_CPU_DEVICES": str(chosen)} if chosen else {})
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stderr.split()[-1]) == (chosen or len(os.sched_getaffinity(0)))

@@ -304,13 +304,13 @@ def test_the_self_check_guards_every_run(monkeypatch):
 def test_several_devices_give_the_same_grid():
     script = (
         "import json, jax, jaxsharp as js\n"
-        "assert len(jax.devices()) == 2\n"
+        "assert len(jax.devices()) == 4\n"
         "run = lambda **o: js.sweep(js.problems.valley(), js.optimizers.gd, {'learning_rate': [0.1, 2.0, 0.3]}, steps=20,"
         " every=10, init={'u': 1.0, 'v': 0.01}, probes=['loss', 'sharpness'], progress=False, **o)\n"
         "a, b, c = run(devices=jax.devices()[:1]), run(), run(batch_size=2)\n"
         "print(json.dumps([[x.sharpness.values.tolist() for x in (a, b, c)], b.status.values.ravel().tolist()]))\n"
     )
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
     (one, spread, batched), status = json.loads(done.stdout)
     assert status == [0, 1, 0]

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -84,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"there is no command {argv[0]!r}; {did_you_mean(argv[0], COMMANDS)}.")
         options = _parser().parse_args(argv)
         selfcheck.apply_flag_to_environment()
+        _use_every_core()
         return options.execute(options)
     except SystemExit as exit:  # argparse, after --help and --version
         return int(exit.code or 0)
@@ -99,6 +101,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"JAX stopped with an error of the device: {error}; try fewer seeds or a smaller problem.", 2)
     except (ValueError, OSError, selfcheck.NumericalSelfCheckError) as error:
         return _fail(error, 2)
+
+
+def _use_every_core():
+    """Makes each CPU core a device, for grids to be spread over, unless JAX_NUM_CPU_DEVICES or XLA_FLAGS give a number."""
+    if jax.config.jax_num_cpu_devices > 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with contextlib.suppress(RuntimeError):  # JAX has computed before, in a program that called `main`
+        jax.config.update("jax_num_cpu_devices", cores)
 
 
 def _fail(message, code):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxsharp._factorizations import eigh
 from jaxsharp._types import Array
 
 
@@ -41,6 +42,6 @@ def quadrature(product, start: Array, steps: int) -> tuple[Array, Array]:
     finite = jnp.isfinite(diagonal).all() & jnp.isfinite(side).all() & jnp.isfinite(scale)
     unit = jnp.where(finite & (scale > 0), scale, 1)
     matrix = jnp.diag(diagonal) + jnp.diag(side[:-1], 1) + jnp.diag(side[:-1], -1)
-    values, vectors = jnp.linalg.eigh(jnp.where(finite, matrix / unit, 0))
+    values, vectors = eigh(jnp.where(finite, matrix / unit, 0))
     nodes = jnp.where(finite, values * unit, jnp.nan)
     return nodes, jnp.where(finite, vectors[0] ** 2, jnp.nan)

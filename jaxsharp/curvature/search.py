@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 from jaxsharp._cost import members_at_once, operations
+from jaxsharp._factorizations import eigh
 from jaxsharp._types import Array, Block, Count
 
 MEMBERS_ON_ACCELERATOR = 64
@@ -268,7 +269,7 @@ def _ritz(projected, used):
     """Eigenpairs of the projection on the rows in use, largest first; the other rows come last, with the value −inf."""
     projected = 0.5 * (projected + projected.T)
     below = -2 * jnp.linalg.norm(projected) - jnp.finfo(projected.dtype).tiny
-    values, vectors = jnp.linalg.eigh(jnp.where(jnp.diag(~used), below, projected))
+    values, vectors = eigh(jnp.where(jnp.diag(~used), below, projected))
     return jnp.where(jnp.arange(values.size) < used.sum(), values[::-1], -jnp.inf), vectors[:, ::-1].T
 
 
@@ -300,7 +301,7 @@ def _orthonormalize(block, basis, locked):
         lengths = jnp.linalg.norm(block, axis=1, keepdims=True)
         block = block / jnp.where(lengths > tolerance, lengths, jnp.inf)
         if block.shape[0] > 1:
-            weights, mixing = jnp.linalg.eigh(block @ block.T)
+            weights, mixing = eigh(block @ block.T)
             weights = jnp.where(weights > block.shape[0] * tolerance, weights, jnp.inf)
             block = (mixing / jnp.sqrt(weights)[None, :]).T @ block
         return block, lengths

@@ -2,8 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 
+from jaxsharp._factorizations import qr, solve_lower
 from jaxsharp._types import Array, MatVec, PyTree
 from jaxsharp.curvature._batches import map_batched
 from jaxsharp.curvature.estimate import Estimate
@@ -104,7 +104,7 @@ def _xtrace(product, tests, batch):
     """
     k, size = tests.shape
     tested = map_batched(product, tests, batch)
-    basis, triangle = jnp.linalg.qr(jax.lax.stop_gradient(tested).T)
+    basis, triangle = qr(jax.lax.stop_gradient(tested).T)
     products = map_batched(product, basis.T, batch)  # A Q, a row each
     outside = _left_out(triangle)  # column i: the direction of Q that only test vector i brought
     coordinates = basis.T @ tests.T
@@ -126,5 +126,5 @@ def _left_out(triangle):
     floor = 10 * k * float(jnp.finfo(triangle.dtype).eps)
     lost = jnp.abs(jnp.diag(triangle)) <= floor
     identity = jnp.eye(k, dtype=triangle.dtype)
-    columns = solve_triangular(jnp.where(lost[:, None], floor * identity, triangle), identity, trans=1)
+    columns = solve_lower(jnp.where(lost[:, None], floor * identity, triangle).T, identity)
     return columns / jnp.linalg.norm(columns, axis=0, keepdims=True)

@@ -11,6 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from jaxsharp import complementarity
+from jaxsharp._factorizations import eigh, eigvalsh
 from jaxsharp._types import Array, Block, Count, Params, Scalar, Vector
 from jaxsharp.curvature import frozen_eigenpairs, third_derivatives
 from jaxsharp.dynamics import State
@@ -247,7 +248,7 @@ class AveragedFlow:
             vectors=rows,
             values=values,
             covariance=found.value,
-            variances=jnp.maximum(jnp.linalg.eigvalsh(root @ (columns @ columns.T) @ root)[::-1], 0),
+            variances=jnp.maximum(eigvalsh(root @ (columns @ columns.T) @ root)[::-1], 0),
             gradient_variance=jnp.sum((bent @ bent.T) * found.value),
             memory=memory,
             stiffness=self._stiffness(memory, frame.time + h),
@@ -285,5 +286,5 @@ def _triangle(k, dtype):
 
 
 def _root(matrix):
-    values, vectors = jnp.linalg.eigh(matrix)
+    values, vectors = eigh(matrix)
     return (vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]) @ vectors.T

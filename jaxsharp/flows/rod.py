@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsharp._factorizations import eigh
 from jaxsharp._types import Array, Block, Loss, Scalar, ScalarLike, Vector
 from jaxsharp.flows.stepped import SteppedFlow, Substep, centre_step, check_counts
 
@@ -108,7 +109,7 @@ def principal(rows: Block, k: int) -> Block:
         [[5.0, 0.0]]
     """
     # by the Gram matrix: singular value decompositions of rows this long took most of the time
-    _, weights = jnp.linalg.eigh(rows @ rows.T)
+    _, weights = eigh(rows @ rows.T)
     return weights[:, ::-1][:, :k].T @ rows
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsharp._factorizations import svd
 from jaxsharp._types import Array, Params, Scalar
 from jaxsharp.problems.problem import Problem, check_table
 
@@ -135,7 +136,7 @@ def interpolant(problem: Problem, key: Array, *, angle) -> Params:
         raise ValueError(f"interpolant needs a problem made by bn_linear_regression, got {problem.name!r}.")
     data = problem.data
     noise = jax.random.normal(key, data.minimum_norm.shape, data.inputs.dtype)
-    _, singular, rows = jnp.linalg.svd(data.inputs, full_matrices=False)
+    _, singular, rows = svd(data.inputs)
     kept = (singular > singular[0] * max(data.inputs.shape) * jnp.finfo(singular.dtype).eps).astype(noise.dtype)
     for _ in range(2):  # twice is enough to be orthogonal to rounding
         noise = noise - rows.T @ (kept * (rows @ noise))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsharp._factorizations import qr, svd
 from jaxsharp._types import Array
 from jaxsharp.problems.problem import Problem
 
@@ -64,8 +65,8 @@ def _loss(params, data):
 
 def _metrics(params, data):
     # the singular values of U Vᵀ are those of the product of the triangles of U and V
-    left, right = (jnp.linalg.qr(params[name], mode="r") for name in ("left", "right"))
-    singular = jnp.linalg.svd(left @ right.T, compute_uv=False)
+    left, right = (qr(params[name])[1] for name in ("left", "right"))
+    singular = svd(left @ right.T)[1]
     values = {"nuclear_norm": data.scale * jnp.sum(singular) / jnp.std(_product(params, data.observed))}
     if data.hidden is not None:
         values["test_loss"] = jnp.mean((_predict(params, data, data.hidden) - data.hidden.values) ** 2)

@@ -1,0 +1,65 @@
+"""Factorizations of a batch: right, and one matrix a call on a CPU: batched LAPACK calls can wait for each other endlessly."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsharp as js
+from jaxsharp import _factorizations as factorizations
+
+REBUILT = {
+    "eigh": lambda a: (lambda values, vectors: (vectors @ jnp.diag(values)) @ vectors.T)(*factorizations.eigh(a)),
+    "qr": lambda a: jnp.matmul(*factorizations.qr(a)),
+    "svd": lambda a: (lambda left, values, right: left @ jnp.diag(values) @ right)(*factorizations.svd(a)),
+    "cholesky": lambda a: (lambda root: root @ root.T)(factorizations.cholesky(a)),
+    "solve_lower": lambda a: jnp.tril(a) @ factorizations.solve_lower(a, a),
+    "solve_lower_transposed": lambda a: jnp.tril(a).T @ jnp.outer(factorizations.solve_lower_transposed(a, a[:, 0]), a[0]),
+}
+
+
+def _matrices():
+    noise = np.random.default_rng(0).normal(size=(2, 3, 5, 5))
+    return noise @ noise.swapaxes(-1, -2) + 5 * np.eye(5)
+
+
+@pytest.mark.parametrize("name", REBUILT)
+def test_a_batch_of_batches_is_factorized_right_one_matrix_a_call(name, precision):
+    """Products of the factors are the matrices, and no LAPACK call of the program takes more than one."""
+    matrices = _matrices().astype(precision)
+    program = jax.jit(jax.vmap(jax.vmap(REBUILT[name])))
+    truth = matrices if name != "solve_lower_transposed" else matrices[..., :, :1] * matrices[..., :1, :]
+    np.testing.assert_allclose(program(matrices), truth, rtol=0, atol=2e-5 if precision == "float32" else 1e-12)
+    if jax.default_backend() == "cpu":
+        calls = re.findall(r"custom_call @lapack_\w+\(.*: \((.*)\) -> ", program.lower(matrices).as_text())
+        shapes = [shape for call in calls for shape in re.findall(r"tensor<((?:\d+x)*)f\d+>", call)]
+        assert shapes
+        assert max(shape.count("x") for shape in shapes) == 2
+
+
+def test_eigenvalues_alone_and_forward_derivatives():
+    matrices = _matrices()[0]
+    np.testing.assert_allclose(jax.vmap(factorizations.eigvalsh)(matrices), np.linalg.eigvalsh(matrices), rtol=1e-12)
+    values, slopes = jax.vmap(lambda a: jax.jvp(factorizations.eigvalsh, (a,), (a,)))(matrices)
+    np.testing.assert_allclose(slopes, values, rtol=1e-10)  # homogeneous of degree one
+
+
+def test_what_the_batch_shares_may_stay_unbatched():
+    triangle = np.linalg.cholesky(_matrices()[0, 0])
+    rights = np.random.default_rng(1).normal(size=(3, 5))
+    solved = jax.vmap(factorizations.solve_lower, (None, 0))(jnp.asarray(triangle), rights)
+    np.testing.assert_allclose(solved, np.linalg.solve(triangle, rights.T).T, rtol=1e-10)
+
+
+def test_no_other_room_factorizes():
+    calls = re.compile(r"(?:jnp|jax\.numpy|lax)\.linalg\.(?!norm|vector_norm)\w+|jax\.scipy\.linalg|jax\.scipy import linalg")
+    root = Path(js.__file__).parent
+    found = {
+        str(path.relative_to(root)): calls.findall(path.read_text())
+        for path in root.rglob("*.py")
+        if path.name != "_factorizations.py"
+    }
+    assert {name: hits for name, hits in found.items() if hits} == {}
