@@ -1,0 +1,132 @@
+"""What does a member of a grid of deep networks cost, in time and memory, with and without its sharpness followed?
+
+VGG-11 and ResNet-20 on noise in the shape of CIFAR-10, a ViT on digits and a decoder-only transformer on the sorting task, each
+with its usual normalization, train by full-batch gradient descent: one run alone, and a grid over seeds in one compiled program.
+Every figure comes from a process of its own, since peak memory is that of a process.
+
+Run: JAX_NUM_CPU_DEVICES=2 python benchmarks/models.py [--tiny] [--out models.json]
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from jaxsharp import selfcheck
+
+selfcheck.apply_flag_to_environment()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from _report import machine, timed, write  # noqa: E402
+
+import jaxsharp as js  # noqa: E402
+
+EVERY = 5
+
+
+def main() -> None:
+    """Measures each network alone and in a grid, each in a process of its own, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="a setting of seconds, to see that this still runs")
+    parser.add_argument(
+        "--measure", nargs=4, metavar=("NETWORK", "MEMBERS", "STEPS", "IMAGES"), help="measure here, print figures"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    if options.measure:
+        name, *numbers = options.measure
+        print(json.dumps(_measure(name, *map(int, numbers))))
+        return
+    setting = {"members": 2, "steps": EVERY, "images": 4} if options.tiny else {"members": 8, "steps": 4 * EVERY, "images": 50}
+    figures = {}
+    for name in ["MLP"] if options.tiny else [name for name in PROBLEMS if name != "MLP"]:
+        alone, grid = (_in_a_process(name, members, setting) for members in (1, setting["members"]))
+        each = setting["members"]
+        figures[name] = {
+            "parameters": alone["parameters"],
+            "ms a step alone": alone["plain ms"],
+            "ms a step alone, with sharpness": alone["followed ms"],
+            "with sharpness / without, alone": alone["followed ms"] / alone["plain ms"],
+            "ms a step and member in the grid": grid["plain ms"] / each,
+            "ms a step and member in the grid, with sharpness": grid["followed ms"] / each,
+            "grid, a member / alone": grid["plain ms"] / each / alone["plain ms"],
+            "grid, a member / alone, with sharpness": grid["followed ms"] / each / alone["followed ms"],
+            "seconds to compile": alone["compile s"],
+            "seconds to compile the grid": grid["compile s"],
+            "MB alone": alone["MB"],
+            "MB of the grid": grid["MB"],
+            "MB a further member": (grid["MB"] - alone["MB"]) / (each - 1),
+            "products a measurement": alone["products a measurement"],
+        }
+    write({"setting": setting | {"every": EVERY}, "figures": figures, "devices": jax.device_count(), **machine()}, options.out)
+
+
+def _images(model, images):
+    rng = np.random.default_rng(0)
+    return js.problems.supervised(model, (rng.normal(size=(images, 32, 32, 3)), np.arange(images) % 10), loss="cross_entropy")
+
+
+def _digits(model, images):
+    return js.problems.supervised(model, js.data.digits(count=images, flatten=False)[0], loss="cross_entropy")
+
+
+def _sorting(model, images):
+    return js.problems.supervised(model, js.data.sorting(images, 2, length=8, values=8)[0], loss="cross_entropy")
+
+
+PROBLEMS = {
+    "MLP": lambda images: js.problems.supervised(js.models.MLP(widths=(8,)), js.data.digits(count=images)[0]),
+    "VGG-11": lambda images: _images(js.models.VGG11(width=8, norm="batch"), images),
+    "ResNet-20": lambda images: _images(js.models.ResNet20(width=8), images),
+    "ViT": lambda images: _digits(js.models.ViT(width=32, depth=3, patch=2), images),
+    "transformer": lambda images: _sorting(js.models.Transformer(width=32, depth=3), images),
+}
+"""Networks by name, each as a problem of so many samples; the perceptron is for `--tiny` alone."""
+
+
+def _in_a_process(name, members, setting):
+    arguments = [name, str(members), str(setting["steps"]), str(setting["images"])]
+    found = subprocess.run([sys.executable, __file__, "--measure", *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def _measure(name, members, steps, images):
+    problem = PROBLEMS[name](images)
+    shapes = jax.eval_shape(problem.init, jax.random.key(0))
+    jax.block_until_ready(jnp.ones(8) @ jnp.ones(8))
+    before = _resident()
+    figures = {"parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes))}
+    for kind, probes in (("plain", ["loss"]), ("followed", ["loss", "sharpness"])):
+
+        def run(probes=probes):
+            seeds = list(range(members))
+            return js.sweep(
+                problem,
+                js.optimizers.gd,
+                {"learning_rate": [1e-2]},
+                seeds=seeds,
+                steps=steps,
+                every=EVERY,
+                probes=probes,
+                progress=False,
+            )
+
+        ds, first, seconds = timed(run, 3)
+        figures[f"{kind} ms"] = 1e3 * seconds / steps
+    figures["compile s"] = first - seconds
+    figures["MB"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e6
+    figures["products a measurement"] = float(ds.hvps.mean()) / (steps // EVERY + 1)
+    return figures
+
+
+def _resident():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    main()
