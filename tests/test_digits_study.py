@@ -4,8 +4,10 @@ from functools import cache
 
 import numpy as np
 import pytest
+import xarray as xr
 
-from jaxsharp.experiments import EXPERIMENTS
+import jaxsharp as js
+from jaxsharp.experiments import EXPERIMENTS, digits_study
 
 ZOO = EXPERIMENTS["norm-zoo"]
 
@@ -13,7 +15,16 @@ ZOO = EXPERIMENTS["norm-zoo"]
 @cache
 def dataset():
     """A tiny run; not to be changed."""
-    tiny = {"norms": ("layer", "none"), "seeds": 2, "steps": 12, "every": 2, "images": 20, "test_images": 20, "widths": (3,)}
+    tiny = {
+        "norms": ("layer", "none"),
+        "seeds": 2,
+        "steps": 12,
+        "every": 2,
+        "images": 20,
+        "test_images": 20,
+        "widths": (3,),
+        "flow": True,
+    }
     return ZOO.run(ZOO.configure(**tiny))
 
 
@@ -31,6 +42,30 @@ def test_the_result_is_labelled_and_the_table_is_made_of_it():
     figure = ZOO.figure(ds)
     figure.canvas.draw()
     assert len(figure.axes) == 6
+    assert [line.get_label() for line in figure.axes[0].get_lines()] == ["0", "0.001", "gradient flow"]
+
+
+def test_the_control_is_gradient_flow():
+    """Over the same flow time GD of a rate 50 times smaller ends where it does."""
+    ds = dataset()
+    assert ds["flow_lambda1"].dims == ("norm", "learning_rate", "seed", "step")
+    assert (ds["flow_status"] == 0).all()
+    problem = digits_study._problem("layer", 20, 20, 0, (3,), True)
+    probe = js.probes.spherical_sharpness(midpoint=True)
+    options = {"seeds": 2, "steps": 600, "every": 100, "probes": [probe], "batch_size": 1, "progress": False}
+    slow = js.sweep(problem, js.optimizers.gd, {"learning_rate": [0.01]}, **options)
+    found = ds["flow_lambda1"].sel(norm="layer").isel(learning_rate=0)
+    truth = slow["spherical_sharpness"].isel(learning_rate=0)
+    np.testing.assert_allclose(found, truth, rtol=0.015)
+
+
+def test_each_learning_rate_has_a_row_where_there_are_few():
+    ds = dataset()
+    twice = xr.concat([ds, ds.assign_coords(learning_rate=[1.0])], dim="learning_rate", data_vars="minimal")
+    figure = ZOO.figure(twice)
+    figure.canvas.draw()
+    assert len(figure.axes) == 12
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()][:2] == ["layer, η̂ = 0.5", "layer, η̂ = 1"]
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,11 @@ LAST = 5
 SHOWN = {"lambda1": "λ1", "stability_ratio": "η̃ λ1 / 2", "test_accuracy": "test accuracy"}
 """What the figure shows of each network."""
 
-FEW = 3
-"""Up to so many normalizations the figure gives each a row, and a column beyond."""
+FLOW = {"lambda1": "flow_lambda1", "test_accuracy": "flow_accuracy"}
+"""The same of gradient flow, where it is known."""
+
+FEW = 4
+"""Up to so many pairs of a normalization and a learning rate the figure gives each a row; beyond, each normalization a column."""
 
 
 @dataclass(frozen=True)
@@ -191,35 +194,53 @@ def figure(dataset: xr.Dataset) -> "Figure":
         dataset: from `run`.
 
     Returns:
-        A matplotlib Figure, 7 inches wide, at the largest learning rate: lines are medians over seeds, bands reach from the
-        least to the largest.
+        A matplotlib Figure, 7 inches wide: lines are medians over seeds, bands reach from the least to the largest. Where there
+        are many normalizations, at the largest learning rate only. Gradient flow, where it ran, is dashed.
     """
     from matplotlib.ticker import MaxNLocator
 
     with shared.paper(7):
-        norms, few = dataset["norm"].values, dataset.sizes["norm"] <= FEW
-        canvas = plots.new_figure((7.0, 0.6 + 1.7 * len(norms)) if few else (7.0, 4.2))
-        shape, share = ((len(norms), 3), "col") if few else ((3, len(norms)), "row")
+        norms, rates = dataset["norm"].values, dataset["learning_rate"].values
+        few = norms.size * rates.size <= FEW
+        rates = rates if few else [rates.max()]
+        shown = [(norm, rate) for norm in norms for rate in rates]
+        canvas = plots.new_figure((7.0, 0.6 + 1.7 * len(shown)) if few else (7.0, 4.2))
+        shape, share = ((len(shown), 3), "col") if few else ((3, len(shown)), "row")
         panels = canvas.subplots(*shape, squeeze=False, sharex=True, sharey=share)
         panels = panels.T if few else panels
-        rate, colors = float(dataset["learning_rate"].max()), shared.colors(dataset.sizes["weight_decay"])
+        colors = shared.colors(dataset.sizes["weight_decay"])
         unit, words = (1000, "thousand steps") if dataset["step"][-1] >= 2000 else (1, "steps")
-        for column, norm in zip(panels.T, norms, strict=True):
+        dataset = dataset.assign_coords(step=dataset["step"] / unit)
+        for column, (norm, rate) in zip(panels.T, shown, strict=True):
+            here = dataset.sel(norm=norm, learning_rate=rate)
             for axes, name in zip(column, SHOWN, strict=True):
-                for decay, color in zip(dataset["weight_decay"].values, colors, strict=True):
-                    here = dataset[[name]].sel(norm=norm, learning_rate=rate, weight_decay=decay)
-                    here = here.assign_coords(step=here["step"] / unit)
-                    plots.draw(axes, here, name, label=f"{decay:g}", color=color, linewidth=1)
+                for decay, color in zip(here["weight_decay"].values, colors, strict=True):
+                    plots.draw(
+                        axes, _settled(here, name).sel(weight_decay=decay), name, label=f"{decay:g}", color=color, linewidth=1
+                    )
+                flow = FLOW.get(name)
+                if flow in here:
+                    plots.draw(
+                        axes, _settled(here, flow), flow, label="gradient flow", color="black", linewidth=1, linestyle="dashed"
+                    )
                 axes.set(xlabel="", ylabel=SHOWN[name] if few or norm == norms[0] else "")
                 shared.plain(axes)
-            column[0].set_title({"weight_standardization": "weight std.", "none": "none (λ1 at w)"}.get(str(norm), str(norm)))
+            title = {"weight_standardization": "weight std.", "none": "none (λ1 at w)"}.get(str(norm), str(norm))
+            column[0].set_title(f"{title}, η̂ = {rate:g}" if len(rates) > 1 else title)
             column[0].xaxis.set_major_locator(MaxNLocator(4 if few else 2, steps=[1, 2, 5, 10]))
-        _scales(panels, dataset.sel(learning_rate=rate))
-        panels[1, -1].legend(title="weight decay λ̂", loc="lower right", borderaxespad=0)
-        seeds = dataset.sizes["seed"]
+        _scales(panels, dataset.sel(learning_rate=rates))
+        panels[1, -1].legend(
+            *panels[0, -1].get_legend_handles_labels(), title="weight decay λ̂", loc="lower right", borderaxespad=0
+        )
+        seeds, at = dataset.sizes["seed"], "" if len(rates) > 1 else f" at learning rate {rates[0]:g}"
         more = f"; {shared.BANDS.format(seeds)}" if seeds > 1 else ""
-        canvas.supxlabel(f"{words} at learning rate {rate:g}{more}", fontsize=7)
+        canvas.supxlabel(f"{words}{at}{more}", fontsize=7)
         return canvas
+
+
+def _settled(dataset, name):
+    """A variable without its first value where that says nothing: an untrained network's accuracy."""
+    return dataset[[name]].isel(step=slice(1, None)) if name.endswith("accuracy") else dataset[[name]]
 
 
 def _scales(panels, dataset):
@@ -231,8 +252,8 @@ def _scales(panels, dataset):
     panels[1, 0].set_ylim(0, max(1.3, 1.1 * min(highest, 2.0)))
     for axes in panels[1]:
         axes.axhline(1, color="black", linewidth=0.6, linestyle="dotted")
-    accuracy = dataset["test_accuracy"].isel(step=slice(1, None))
-    if np.isfinite(accuracy).any():
-        low, high = float(accuracy.min()), float(accuracy.max())
+    accuracies = [dataset[name].isel(step=slice(1, None)) for name in ("test_accuracy", FLOW["test_accuracy"]) if name in dataset]
+    if all(np.isfinite(accuracy).any() for accuracy in accuracies):
+        low, high = (float(function([function(accuracy) for accuracy in accuracies])) for function in (np.nanmin, np.nanmax))
         room = max(0.1 * (high - low), 0.01)
         panels[2, 0].set_ylim(low - room, high + room)
