@@ -27,9 +27,7 @@ class CNN(nn.Module):
     Example:
         >>> import jax, jax.numpy as jnp, jaxsharp as js
         >>> model = js.models.CNN(widths=(4, 8), outputs=10, norm="batch")
-        >>> x = jnp.ones((3, 8, 8, 1))
-        >>> variables = model.init(jax.random.key(0), x)
-        >>> model.apply(variables, x, mutable=["batch_stats"])[0].shape
+        >>> jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.ones((3, 8, 8, 1)))[0].shape
         (3, 10)
     """
 

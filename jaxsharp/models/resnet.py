@@ -31,7 +31,7 @@ class ResNet(nn.Module):
     Example:
         >>> import jax, jax.numpy as jnp, jaxsharp as js
         >>> model = js.models.ResNet(depth=8, width=4, outputs=10, norm="layer")
-        >>> model.init_with_output(jax.random.key(0), jnp.ones((3, 8, 8, 3)))[0].shape
+        >>> jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.ones((3, 8, 8, 3)))[0].shape
         (3, 10)
 
     Source: He, Zhang, Ren, Sun 2016, its section on CIFAR-10.

@@ -33,7 +33,7 @@ class Transformer(nn.Module):
     Example:
         >>> import jax, jax.numpy as jnp, jaxsharp as js
         >>> model = js.models.Transformer(vocabulary=5, width=8, depth=1, heads=2, outputs=5)
-        >>> model.init_with_output(jax.random.key(0), jnp.zeros((3, 6), jnp.int32))[0].shape
+        >>> jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((3, 6), jnp.int32))[0].shape
         (3, 6, 5)
 
     Source: Radford et al. 2019 for the plain form with `norm="layer"`; the scale-invariant form is derived.

@@ -31,7 +31,7 @@ class ViT(nn.Module):
     Example:
         >>> import jax, jax.numpy as jnp, jaxsharp as js
         >>> model = js.models.ViT(width=8, depth=1, heads=2, patch=4, outputs=10)
-        >>> model.init_with_output(jax.random.key(0), jnp.ones((3, 8, 8, 1)))[0].shape
+        >>> jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.ones((3, 8, 8, 1)))[0].shape
         (3, 10)
 
     Source: Dosovitskiy et al. 2021; φ before the mean is ours, without which instance normalization would leave a mean of 0.
