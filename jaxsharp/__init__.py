@@ -19,9 +19,9 @@ from jaxsharp import (
     selfcheck,
     sphere,
 )
-from jaxsharp.dynamics import as_dynamics
 from jaxsharp.results import load, save
 from jaxsharp.simulation import simulate, sweep
+from jaxsharp.transformation import as_dynamics
 
 try:
     __version__ = _metadata.version("jaxsharp")

@@ -12,10 +12,10 @@ import xarray as xr
 
 from jaxsharp import grid, results, trajectory
 from jaxsharp._types import Params
-from jaxsharp.dynamics import as_dynamics
 from jaxsharp.optimizers import from_factory
 from jaxsharp.probes import Probe, resolve
 from jaxsharp.problems import Problem
+from jaxsharp.transformation import as_dynamics
 
 
 def simulate(

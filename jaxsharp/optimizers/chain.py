@@ -2,8 +2,8 @@
 
 import optax
 
-from jaxsharp.dynamics import as_transformation
 from jaxsharp.optimizers.optimizer import Optimizer, check_base
+from jaxsharp.transformation import as_transformation
 
 
 def _chain(**transformations):

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxsharp._members import any_member
 from jaxsharp._types import Array, Count, PyTree, ScalarLike
-from jaxsharp.dynamics import any_member, as_transformation
 from jaxsharp.optimizers.estimators import Eigenspace, resolve
 from jaxsharp.optimizers.objective import Objective, random_key
 from jaxsharp.optimizers.optimizer import Optimizer, check_base, check_rates
 from jaxsharp.optimizers.selection import smallest_fraction
+from jaxsharp.transformation import as_transformation
 
 
 class MaskState(NamedTuple):

@@ -9,9 +9,9 @@ import optax
 
 from jaxsharp import sphere
 from jaxsharp._types import Count, Params, PyTree, ScalarLike
-from jaxsharp.dynamics import as_transformation
 from jaxsharp.optimizers.objective import Objective, random_key, random_like
 from jaxsharp.optimizers.optimizer import Optimizer, check_base, check_rates
+from jaxsharp.transformation import as_transformation
 
 TOGETHER = 8
 """Most groups whose gradients are held at once."""
