@@ -51,7 +51,7 @@ class Oscillation(NamedTuple):
 
 
 NEAR = 0.02
-"""What is closer to the edge than this times the substep, or than 3 times what it rose in the last one, may reach it in the next."""
+"""What is closer to the edge than this times the substep, or than 3 times its last rise, may reach it in the next substep."""
 
 
 class _Frame(NamedTuple):
