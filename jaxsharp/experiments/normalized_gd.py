@@ -227,9 +227,9 @@ def table(dataset: xr.Dataset) -> str:
         fits += [f"{rule.label}. The flow stopped in {int((~kept).sum())} of {kept.size} seeds; these are left out."]
     lines = [
         f"{dataset.attrs['title']}.",
-        f"A tanh network of {settings['width']} hidden units that interpolates {settings['images']} digits; {dataset.sizes['seed']} seeds.",
-        "Mean over seeds ± half width of the 95 % confidence interval. Distance: of the optimizer, averaged over two iterates, from",
-        "its flow. Orders: of the root mean square over time, by seed.",
+        f"{dataset.sizes['seed']} starts of a tanh network, {settings['width']} hidden units, {settings['images']} digits.",
+        "Mean over seeds ± half width of the 95 % confidence interval. Distance: of the optimizer, averaged over two iterates,",
+        "from its flow. Orders: of the root mean square over time, by seed.",
         "",
         *aligned([header, *rows]),
         "",
