@@ -64,8 +64,8 @@ RULES = {
         flows.sqrt_loss_gd,
         lambda rate: rate**2 / 8,
         lambda rate, sharpness: rate * jnp.sqrt(sharpness / 8),
-        0.5,
-        0.1,
+        0.2,
+        0.05,
     ),
 }
 """The optimizers by the name that the setting `rules` takes."""
