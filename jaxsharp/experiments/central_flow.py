@@ -47,11 +47,11 @@ class Network(NamedTuple):
 
 
 NETWORKS = {
-    "mlp": Network("MLP", lambda: models.MLP(widths=(24, 16)), "digits", {"gd": 0.4, "rmsprop": 0.002}, 0.5),
+    "mlp": Network("MLP", lambda: models.MLP(widths=(24, 16)), "digits", {"gd": 0.6, "rmsprop": 0.002}, 0.5),
     "cnn": Network("CNN", lambda: models.CNN(widths=(6, 8)), "images", {"gd": 0.4, "rmsprop": 0.002}),
-    "vit": Network("ViT", lambda: models.ViT(width=12, depth=1, heads=2, hidden=24), "images", {"gd": 0.1, "rmsprop": 0.002}),
+    "vit": Network("ViT", lambda: models.ViT(width=12, depth=1, heads=2, hidden=24), "images", {"gd": 0.13, "rmsprop": 0.002}),
     "transformer": Network(
-        "sorting", lambda: models.Transformer(width=12, depth=1, heads=2, hidden=24), "sorting", {"gd": 0.1, "rmsprop": 0.002}
+        "sorting", lambda: models.Transformer(width=12, depth=1, heads=2, hidden=24), "sorting", {"gd": 0.05, "rmsprop": 0.002}
     ),
 }
 """The networks by the name that the setting `networks` takes."""
@@ -320,9 +320,10 @@ central_flow = Experiment(
     full={
         "networks": tuple(NETWORKS),
         "flows": tuple(FLOWS),
-        "seeds": 4,
-        "steps": 1500,
-        "shown": (200, 400, 600, 800, 1000, 1200, 1500),
+        "seeds": 3,
+        "steps": 1200,
+        "every": 20,
+        "shown": (100, 200, 400, 800, 1200),
         "directions": 8,
     },
 )
