@@ -131,7 +131,8 @@ class _EdgeRatio:
         hyperparams = {name: jnp.asarray(value, w.dtype) for name, value in state.hyperparams.items()}
         moment = getattr(state.inner, "second_moment", None)
         memory = jnp.zeros((), w.dtype) if moment is None else ravel_pytree(moment)[0]
-        stiffness = self.rule.stiffness(hyperparams, memory, state.count.astype(w.dtype), jnp.ones((), w.dtype))
+        taken = (state.count - 1).astype(w.dtype)  # a flow's time 0 is the first step
+        stiffness = self.rule.stiffness(hyperparams, memory, taken, jnp.ones((), w.dtype))
         hessian = hessian_operator(lambda w: problem.loss(unravel(w)), w)
         pairs = top_eigenpairs(preconditioned(Operator(hessian, w), jnp.broadcast_to(stiffness, w.shape)), w, EIGENVALUES)
         return jnp.where(state.count > 0, pairs.values / 2, jnp.nan)
@@ -232,7 +233,7 @@ def table(dataset: xr.Dataset) -> str:
     settings = json.loads(dataset.attrs["settings"])
     shown = settings["shown"]
     last = f"{FLOWS[settings['flows'][0]]} / it, end"
-    rows = [("", "flow", *(str(step) for step in shown), last, "Σ, predicted / measured", "failed", "seconds")]
+    rows = [("", "flow", *(str(step) for step in shown), last, "Σ, predicted / measured", "failed")]
     reached, ratio, gain = [], covariance_ratio(dataset), gains(dataset, shown[-1])
     for task in dataset["task"].values:
         here = dataset.sel(task=task)
@@ -240,21 +241,20 @@ def table(dataset: xr.Dataset) -> str:
         reached.append(f"{_title(here)}, {int(here['parameters'])} parameters: {steps}")
         title = _title(here)
         for name in here["flow"].values:
-            seconds = float(here["seconds"].sel(flow=name))
-            if np.isnan(seconds):
+            if np.isnan(here["seconds"].sel(flow=name)):
                 continue
             cells = [with_interval(here["distance"].sel(flow=name, step=step)) for step in shown]
             better, matched = (values.sel(task=task, flow=name) for values in (gain, ratio))
             cells += ["" if name == settings["flows"][0] else with_interval(better)]
             cells += [with_interval(matched) if np.isfinite(matched).any() else ""]
             lost = stopped(here["status"].sel(flow=name))
-            rows.append((title, _label(here, name), *cells, f"{int(lost.sum())} of {lost.size}", f"{seconds:.0f}"))
+            rows.append((title, _label(here, name), *cells, f"{int(lost.sum())} of {lost.size}"))
             title = ""
     lines = [
         f"{dataset.attrs['title']}: {dataset.sizes['seed']} seeds, {settings['samples']} digits or sequences to sort.",
         "Distance of a flow from the optimizer without its oscillation at the same step, mean over seeds ± half width of its",
         "95 % confidence interval; then how many times farther the first flow is at the last of these steps. Σ: the trace of the",
-        "covariance of the oscillation, averaged over the second half of the run. Seconds: all seeds, with compilation.",
+        "covariance of the oscillation, averaged over the second half of the run.",
         "",
         "First measured step with η λ1 / 2 ≥ 1 (λ1 of P⁻¹H for RMSProp), by seed:",
         *reached,
@@ -304,8 +304,9 @@ def figure(dataset: xr.Dataset) -> "Figure":
                 axes.set_xlabel("optimizer steps" if task == dataset["task"].values[-1] else "")
             for axes, words in ((ratio, "η λ / 2"), (distance, "distance"), (oscillation, "tr Σ")):
                 axes.set_ylabel(words)
-        for axes in rows[0]:
-            axes.legend(loc="best")
+        rows[0][0].legend(loc="lower right")
+        lines = {line.get_label(): line for axes in rows[:, 1:].flat for line in axes.lines}
+        canvas.legend(handles=list(lines.values()), loc="outside upper right", ncols=len(lines))
         canvas.supxlabel(shared.BANDS.format(dataset.sizes["seed"]), fontsize=6)
         return canvas
 

@@ -193,6 +193,6 @@ def draw_oscillation(axes: "Axes", dataset: xr.Dataset, label: str, styles: Mapp
         here = dataset[["oscillation"]].sel(flow=name)
         plots.draw(axes, here, "oscillation", band="none", label=words, linewidth=1.1, **styles[name])
     axes.set_yscale("log")
-    largest = float(dataset["measured_oscillation"].max())
+    largest = max(float(dataset[name].max()) for name in ("measured_oscillation", "oscillation"))
     if np.isfinite(largest) and largest > 0:
         axes.set_ylim(1e-8 * largest, 10 * largest)

@@ -254,6 +254,7 @@ def figure(dataset: xr.Dataset) -> "Figure":
         colors = plots.shades(dataset.sizes["learning_rate"])
         for name, (sharpness, distance, order) in zip(dataset["rule"].values, rows, strict=True):
             rule, here = RULES[name], dataset.sel(rule=name)
+            here = here.isel(seed=np.flatnonzero(~stopped(here["flow_status"]).values))
             steps = here.rename(time="step")
             start = steps["flow_sharpness"].isel(step=0)
             for rate, color in zip(dataset["learning_rate"].values, colors, strict=True):
@@ -273,7 +274,10 @@ def figure(dataset: xr.Dataset) -> "Figure":
             for axes in (sharpness, distance):
                 axes.set_xlabel("flow time, of the whole")
         seeds = dataset.sizes["seed"]
-        canvas.supxlabel(f"{shared.BANDS.format(seeds)}; left: medians; right: a thin line for each seed", fontsize=7)
+        canvas.supxlabel(
+            f"{shared.BANDS.format(seeds)}, without those whose flow stopped; left: medians; right: a thin line for each seed",
+            fontsize=7,
+        )
         return canvas
 
 
