@@ -49,7 +49,7 @@ class Network(NamedTuple):
 NETWORKS = {
     "mlp": Network("MLP", lambda: models.MLP(widths=(24, 16)), "digits", {"gd": 0.6, "rmsprop": 0.002}, 0.5),
     "cnn": Network("CNN", lambda: models.CNN(widths=(6, 8)), "images", {"gd": 0.4, "rmsprop": 0.002}),
-    "vit": Network("ViT", lambda: models.ViT(width=12, depth=1, heads=2, hidden=24), "images", {"gd": 0.13, "rmsprop": 0.002}),
+    "vit": Network("ViT", lambda: models.ViT(width=12, depth=1, heads=2, hidden=24), "images", {"gd": 0.2, "rmsprop": 0.002}),
     "transformer": Network(
         "sorting", lambda: models.Transformer(width=12, depth=1, heads=2, hidden=24), "sorting", {"gd": 0.05, "rmsprop": 0.002}
     ),
