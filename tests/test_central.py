@@ -69,7 +69,7 @@ def test_third_derivatives_against_dense_ones_in_a_batch(monkeypatch, at_once):
     found = jax.jit(jax.vmap(table))(scales, points, counts)
     tensors = jax.jit(jax.vmap(jax.jacfwd(jax.hessian(loss))))(points, scales)
     for number, (i, j) in enumerate(zip(*np.triu_indices(3), strict=True)):
-        exact = np.einsum("mabc,a,b", tensors, rows[i], rows[j]) * np.asarray(j < counts)[:, None]
+        exact = np.einsum("mabc,a,b->mc", tensors, rows[i], rows[j]) * np.asarray(j < counts)[:, None]
         np.testing.assert_allclose(found[:, number], exact, atol=1e-12)
 
 
