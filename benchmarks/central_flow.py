@@ -32,6 +32,9 @@ PEER_SECONDS = 1.9
 
 K = 5
 
+TOLERANCE = 3e-3
+"""Relative residual of the eigenpairs; at 4 substeps the end is then as near to the reference as with 1e-3 (2.1 % and 2.1 %)."""
+
 
 def main() -> None:
     """Measures, prints and writes."""
@@ -44,16 +47,16 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    images, width, burn, steps = (30, 4, 2, 1) if options.tiny else (1000, 100, 300, 10)
+    images, width, burn, steps = (30, 4, 2, 1) if options.tiny else (1000, 100, 300, 5)
     members, repeats = (2, 1) if options.tiny else (options.members, options.repeats)
     train, _ = js.data.digits(count=images)
     problem = js.problems.supervised(js.models.MLP(widths=(width, width)), train)
     gd = js.optimizers.gd(RATE)
-    flows = {"central, 4 substeps": (js.flows.central(gd, k=K), 4)}
+    flows = {"central, 4 substeps": (js.flows.central(gd, k=K, eigen_tolerance=TOLERANCE), 4)}
     if options.tiny:
         flows = {"edge": (js.flows.edge(RATE), 4)}
     else:
-        flows["central, corrected, 1 substep"] = js.flows.central(gd, k=K, substeps=1, corrected=True), 1
+        flows["central, corrected, 1 substep"] = js.flows.central(gd, K, substeps=1, corrected=True, eigen_tolerance=TOLERANCE), 1
         flows["edge"] = js.flows.edge(RATE), 4
 
     def start(key):
