@@ -7,6 +7,7 @@ import pytest
 from support import count_compilations, regression
 
 import jaxsharp as js
+from jaxsharp.curvature import third_derivatives
 from jaxsharp.status import Status
 
 CURVATURES = np.array([1.0, 3.0, 10.0])
@@ -54,6 +55,22 @@ def _ends(problem, flows, steps, start):
     return [
         js.simulate(problem, flow, steps, init=start, probes=["parameters"], every=steps).parameters.values[-1] for flow in flows
     ]
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_third_derivatives_against_dense_ones_in_a_batch(monkeypatch, at_once):
+    """Each member has its own loss, point and count; side by side or in turns, as large networks do on a CPU."""
+    rng = np.random.default_rng(0)
+    matrix, rows, points = (jnp.asarray(rng.normal(size=size)) for size in ((6, 6), (3, 6), (3, 6)))
+    scales, counts = jnp.array([1.0, 0.5, 0.3]), jnp.array([1, 3, 2])
+    loss = lambda w, scale: jnp.sum(jnp.tanh(scale * matrix @ w) ** 3)  # noqa: E731
+    monkeypatch.setattr("jaxsharp.curvature.third.members_at_once", lambda cost: at_once)
+    table = lambda scale, point, count: third_derivatives(lambda w: loss(w, scale), point, rows, count)  # noqa: E731
+    found = jax.jit(jax.vmap(table))(scales, points, counts)
+    tensors = jax.jit(jax.vmap(jax.jacfwd(jax.hessian(loss))))(points, scales)
+    for number, (i, j) in enumerate(zip(*np.triu_indices(3), strict=True)):
+        exact = np.einsum("mabc,a,b->mc", tensors, rows[i], rows[j]) * np.asarray(j < counts)[:, None]
+        np.testing.assert_allclose(found[:, number], exact, atol=1e-12)
 
 
 def test_below_the_edge_it_is_gradient_flow_at_second_order():

@@ -9,7 +9,7 @@ import xarray as xr
 from jaxsharp import models
 from jaxsharp.experiments import EXPERIMENTS, cifar10_study
 from jaxsharp.experiments.cifar10_study import generated
-from jaxsharp.experiments.flow_vs_gd import orders
+from jaxsharp.experiments.order_study import orders
 from jaxsharp.experiments.oscillation import predicted, swing
 from jaxsharp.experiments.tables import interval
 
@@ -35,7 +35,7 @@ def test_gd_is_nearer_to_the_flow_at_first_order_and_its_sharpness_falls():
     assert (ds["status"] == 0).all()
     assert (ds["flow_sharpness"].isel(time=-1) < 0.95 * ds["flow_sharpness"].isel(time=0)).all()
     for name in ("distance", "log_ratio"):
-        np.testing.assert_allclose(orders(ds, name), 1, atol=0.2)
+        np.testing.assert_allclose(orders(ds, name, "product"), 1, atol=0.2)
     swings = np.abs(ds["stability_ratio"] - 1).isel(time=slice(1, None)) / np.sqrt(ds["product"])
     assert float(swings.max()) < 0.5  # in the unit of theory §2, in which an amplitude of 1 is a large one
 
@@ -45,7 +45,7 @@ def test_orders_are_slopes_of_logarithms():
     ds["distance"] = ds["distance"].copy()
     ds["distance"][:] = 3 * (ds["product"] ** 1.7).values[:, None, None]
     ds["distance"][:, 1] = np.nan
-    found = orders(ds, "distance")
+    found = orders(ds, "distance", "product")
     assert found[0] == pytest.approx(1.7)
     assert np.isnan(found[1])
 
@@ -53,7 +53,7 @@ def test_orders_are_slopes_of_logarithms():
 def test_flow_table_and_figure_are_made_of_the_dataset():
     ds = against_flow()
     text = FLOW.table(ds)
-    mean, half, _ = interval(orders(ds, "distance"))
+    mean, half, _ = interval(orders(ds, "distance", "product"))
     assert f"Order of the distance in η̂λ̂: {mean:.3f} ± {half:.3f} (1 seeds)." in text
     row = next(line.split() for line in text.splitlines() if line.split()[:1] == ["0.00025"])
     assert row[1] == "400"

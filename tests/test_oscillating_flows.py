@@ -119,6 +119,20 @@ def test_order_of_the_integrators(flow):
     assert 3.4 < coarse / fine < 5.5
 
 
+@pytest.mark.parametrize("h", [0.05, 0.7])
+def test_extents_relax_exactly_where_the_force_is_constant(h):
+    """On a linear loss Σ(h) = e^{−2h} Σ + (1 − e^{−2h}) (η/2)² g gᵀ for substeps of any length, and m moves by −η g h."""
+    force, rod, rate = np.array([3.0, 4.0]), np.array([2.0, -1.0]), 0.5
+    law = js.flows.rod(1.0, k=2).law
+    inner = law.start(lambda w: force @ w, {"learning_rate": rate}, jnp.zeros(2)).inner
+    inner = inner._replace(rods=jnp.stack([jnp.asarray(rod), jnp.zeros(2)]))
+    after = law.substep(lambda w: force @ w, {"learning_rate": rate}, jnp.zeros(2), inner, jnp.asarray(h))
+    left = np.exp(-2 * h)
+    expected = left * np.outer(rod, rod) + (1 - left) * (rate / 2) ** 2 * np.outer(force, force)
+    np.testing.assert_allclose(after.inner.rods.T @ after.inner.rods, expected, rtol=1e-12)
+    np.testing.assert_allclose(after.params, -rate * h * force, rtol=1e-12)
+
+
 def plain_rod(rate):
     return js.flows.rod(rate, corrected=False)
 
@@ -223,6 +237,21 @@ def test_predicted_dynamics_are_gd_where_they_leave_nothing_out():
     assert run[:, 1].max() > 0.25  # far past the edge at 0.1, several times
     np.testing.assert_allclose(ds.parameters[:, 1], run[:, 1], atol=1e-10)
     np.testing.assert_allclose(np.sqrt(ds.oscillation[:, 0]), np.abs(run[:, 0]), atol=1e-6)
+
+
+def test_predicted_dynamics_in_a_batch_are_those_alone():
+    _, alone = _cycles(0.002, 0.0, 1e-4, 60)
+    starts = jnp.asarray([[1e-2, 0.05], [1e-4, 0.0]])
+
+    def move(start):
+        flow, problem = predicted(1.0), groove(0.002, 0.0)
+        return flow.advance(problem, flow.init(problem, start), jnp.asarray(60))
+
+    together = jax.jit(jax.vmap(move))(starts)
+    assert not together.status.any()
+    np.testing.assert_allclose(together.params[1], alone.parameters[60], atol=1e-9)
+    np.testing.assert_allclose(together.inner.variances[1], alone.oscillation[60], rtol=1e-6)
+    assert float(jnp.abs(together.params[0] - together.params[1]).max()) > 1e-3
 
 
 def test_error_of_the_predicted_dynamics_over_the_first_cycle():

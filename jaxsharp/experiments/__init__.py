@@ -1,6 +1,7 @@
 """Experiments: named reproductions, each a problem, its runs, a table and a figure; one a file."""
 
 from jaxsharp.experiments.bn_regression import bn_regression
+from jaxsharp.experiments.central_flow import central_flow
 from jaxsharp.experiments.cifar10_study import cifar10_resnet20, cifar10_vgg11
 from jaxsharp.experiments.digits_study import bn_digits, norm_zoo
 from jaxsharp.experiments.experiment import Experiment
@@ -9,6 +10,7 @@ from jaxsharp.experiments.flow_zoo import flow_zoo
 from jaxsharp.experiments.ire_heatmap import ire_heatmap
 from jaxsharp.experiments.ire_valley import ire_valley
 from jaxsharp.experiments.matrix_completion import matrix_completion
+from jaxsharp.experiments.normalized_gd import normalized_gd
 from jaxsharp.experiments.oscillation import oscillation
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -20,6 +22,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         matrix_completion,
         flow_vs_gd,
         flow_zoo,
+        central_flow,
+        normalized_gd,
         oscillation,
         cifar10_vgg11,
         cifar10_resnet20,
@@ -33,6 +37,7 @@ __all__ = [
     "Experiment",
     "bn_digits",
     "bn_regression",
+    "central_flow",
     "cifar10_resnet20",
     "cifar10_vgg11",
     "flow_vs_gd",
@@ -41,5 +46,6 @@ __all__ = [
     "ire_valley",
     "matrix_completion",
     "norm_zoo",
+    "normalized_gd",
     "oscillation",
 ]

@@ -10,10 +10,10 @@ import numpy as np
 import xarray as xr
 
 from jaxsharp import flows, optimizers, plots, probes
-from jaxsharp.experiments import shared
+from jaxsharp.experiments import order_study, shared
 from jaxsharp.experiments.experiment import Experiment, setting
 from jaxsharp.experiments.interpolating import interpolating
-from jaxsharp.experiments.tables import aligned, failures, interval, with_interval
+from jaxsharp.experiments.tables import aligned, failures, with_interval
 from jaxsharp.simulation import sweep
 from jaxsharp.status import stopped
 
@@ -105,16 +105,15 @@ def run(settings: Settings, *, progress: bool = False, checkpoint: str | os.Path
 
 def _combine(settings, products, parts):
     """One Dataset on the axis of intrinsic time."""
-    flow = _on_time(parts["flow"], settings)
+    flow = order_study.on_time(parts["flow"], settings.time, settings.measurements)
     found = []
     for product in products:
-        gd = _on_time(parts[f"{product:g}"], settings)
+        gd = order_study.on_time(parts[f"{product:g}"], settings.time, settings.measurements)
         directions = gd["parameters"] / np.sqrt((gd["parameters"] ** 2).sum("parameter"))
-        distance = np.sqrt(((directions - flow["parameters"]) ** 2).sum("parameter", skipna=False))
         found.append(
             xr.Dataset(
                 {
-                    "distance": distance,
+                    "distance": order_study.distance(directions, flow["parameters"]),
                     "spherical_sharpness": gd["spherical_sharpness"],
                     "log_ratio": np.log(gd["spherical_sharpness"]) - np.log(flow["spherical_sharpness"]),
                     "stability_ratio": gd["effective_learning_rate"] * gd["spherical_sharpness"] / 2,
@@ -127,25 +126,6 @@ def _combine(settings, products, parts):
     shared.label(ds, **LABELS)
     ds.attrs = shared.provenance(parts, "GD+WD against the sharpness-reduction flow on a network that interpolates digits")
     return flow_vs_gd.label(ds, settings)
-
-
-def _on_time(ds, settings):
-    time = settings.time * np.arange(settings.measurements + 1) / settings.measurements
-    return ds.drop_vars("time", errors="ignore").assign_coords(step=time).rename(step="time")
-
-
-def orders(dataset: xr.Dataset, variable: str) -> np.ndarray:
-    """Fits, for each seed, the order p of an error ∝ (η̂ λ̂)^p.
-
-    Args:
-        dataset: from `run`.
-        variable: `distance` or `log_ratio`; its root mean square over time, without the start, is fitted.
-
-    Returns:
-        (seeds,) slopes of log error in log product by least squares; NaN where a run failed.
-    """
-    errors = np.sqrt((dataset[variable].isel(time=slice(1, None)) ** 2).mean("time", skipna=False)).transpose("product", "seed")
-    return np.polyfit(np.log(dataset["product"].values), np.log(errors.values), 1)[0]
 
 
 def table(dataset: xr.Dataset) -> str:
@@ -168,10 +148,7 @@ def table(dataset: xr.Dataset) -> str:
         cells = (f"{product:g}", f"{settings / product:.0f}", with_interval(here["distance"]), with_interval(gone))
         cells = (*cells, with_interval(here["log_ratio"]), with_interval(here["stability_ratio"] - 1))
         rows.append((*cells, f"{int(failed.sum())} of {failed.size}"))
-    fits = []
-    for name, words in (("distance", "distance"), ("log_ratio", "difference of log λ1")):
-        mean, half, count = interval(orders(dataset, name))
-        fits.append(f"Order of the {words} in η̂λ̂: {mean:.3f} ± {half:.3f} ({count} seeds).")
+    names = {"distance": "distance", "log_ratio": "difference of log λ1"}
     lines = [
         f"{dataset.attrs['title']}; {dataset.sizes['seed']} seeds, τ = {settings:g}.",
         "Mean over seeds ± half width of the 95 % confidence interval. Distance: of the directions on the sphere, GD+WD averaged",
@@ -180,7 +157,7 @@ def table(dataset: xr.Dataset) -> str:
         "",
         *aligned([header, *rows]),
         "",
-        *fits,
+        *order_study.fitted(dataset, "product", "η̂λ̂", names),
         *failures(dataset["flow_status"].astype(int)),
     ]
     return "\n".join(lines) + "\n"
@@ -211,7 +188,7 @@ def figure(dataset: xr.Dataset) -> "Figure":
         distance.set(yscale="log", ylabel="distance of GD+WD to the flow")
         sharpness.set(ylabel="λ1 / λ1 of the start")
         sharpness.legend(title="η̂λ̂ of GD+WD")
-        _orders(order, dataset)
+        order_study.draw_orders(order, dataset, "product", "η̂λ̂", {"distance": "distance", "log_ratio": "|Δ log λ1|"})
         for axes, letter in ((sharpness, "(a)"), (distance, "(b)"), (order, "(c)")):
             shared.plain(axes, letter)
         for axes in (sharpness, distance):
@@ -220,23 +197,6 @@ def figure(dataset: xr.Dataset) -> "Figure":
             f"{shared.BANDS.format(dataset.sizes['seed'])}; (a): medians; (c): a thin line for each seed", fontsize=7
         )
         return canvas
-
-
-def _orders(axes, dataset):
-    """Root mean square errors against the product, a thin line for each seed, a broad one through their median."""
-    products = dataset["product"].values
-    for (name, words), color in zip({"distance": "distance", "log_ratio": "|Δ log λ1|"}.items(), plots.COLORS, strict=False):
-        errors = np.sqrt((dataset[name].isel(time=slice(1, None)) ** 2).mean("time", skipna=False)).transpose("product", "seed")
-        axes.plot(products, errors.values, color=color, linewidth=0.5, alpha=0.5)
-        mean, half, _ = interval(orders(dataset, name))
-        text = f"{words}: order {mean:.3f} ± {half:.3f}"
-        axes.plot(products, errors.median("seed").values, color=color, linewidth=1.6, marker="o", markersize=3, label=text)
-    axes.set(xscale="log", yscale="log", xlabel="η̂λ̂", ylabel="root mean square over time")
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
-    axes.set_xticks(products, [shared.power_of_ten(product) for product in products], fontsize=6)
-    axes.minorticks_off()
-    axes.legend(loc="upper left", borderaxespad=0)
 
 
 flow_vs_gd = Experiment(

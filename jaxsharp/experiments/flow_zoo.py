@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,10 +12,10 @@ import jax
 import numpy as np
 import xarray as xr
 
-from jaxsharp import compare, data, flows, models, optimizers, plots, probes, problems
+from jaxsharp import data, flows, models, optimizers, plots, probes, problems
+from jaxsharp.experiments import edge_study, shared
 from jaxsharp.experiments.experiment import Experiment, setting
 from jaxsharp.experiments.tables import aligned, failures, with_interval
-from jaxsharp.simulation import sweep
 from jaxsharp.status import stopped
 
 if TYPE_CHECKING:
@@ -40,6 +39,9 @@ class Entry(NamedTuple):
 TOLERANCE = 1e-3
 """Relative residual of the flows' eigenpairs."""
 
+FINE = 1e-5
+"""That of self-stabilization, whose oscillation grows from their errors where these exceed what it has decayed to."""
+
 ZOO = {
     "gradient": Entry("gradient flow", lambda rate, k: flows.gradient(rate), False),
     "stable": Entry("stable, corrected", lambda rate, k: flows.stable(optimizers.gd(rate), substeps=8, corrected=True), False),
@@ -50,13 +52,10 @@ ZOO = {
     ),
     "rod": Entry("rod", lambda rate, k: flows.rod(rate, k=3)),
     "edge": Entry("edge", lambda rate, k: flows.edge(rate)),
-    "stabilized": Entry("self-stabilization", lambda rate, k: flows.self_stabilization(rate, eigen_tolerance=TOLERANCE)),
+    "stabilized": Entry("self-stabilization", lambda rate, k: flows.self_stabilization(rate, eigen_tolerance=FINE)),
     "constrained": Entry("constrained", lambda rate, k: flows.constrained(rate, eigen_tolerance=TOLERANCE)),
 }
 """The flows by the name that the setting `flows` takes."""
-
-WINDOW = 20
-"""Steps over which the oscillation of GD is averaged."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +80,7 @@ class Settings:
             raise ValueError(f"flows must be some of {', '.join(ZOO)}, got {', '.join(self.flows) or 'none'}.")
         if not (np.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate must be a number above 0, got {self.learning_rate}.")
-        for name in ("seeds", "every", "directions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.steps < 2 * WINDOW:
-            raise ValueError(f"steps must be at least {2 * WINDOW}, got {self.steps}.")
-        wrong = [step for step in self.shown if not 0 < step <= self.steps or step % self.every]
-        if wrong or not self.shown:
-            raise ValueError(
-                f"shown must be multiples of every={self.every} from {self.every} to steps={self.steps}, got {self.shown}."
-            )
+        edge_study.check(self)
 
 
 @lru_cache(maxsize=4)
@@ -115,81 +105,24 @@ def run(settings: Settings, *, progress: bool = False, checkpoint: str | os.Path
         checkpoint: folder to keep finished and running batches in, and to go on from.
 
     Returns:
-        A Dataset with the dimensions flow, seed, step: `distance` of each flow from GD without its oscillation,
-        ‖(w_{t−1} + 2 w_t + w_{t+1}) / 4 − w_flow(t)‖, NaN from where a flow stopped; `oscillation`, the trace of the covariance
-        that a flow predicts; `status`, and `gd_status` that of GD. Of GD: `edge_ratio` η λᵢ / 2 and
-        `measured_oscillation`, the trace over windows of 20 steps. The coordinate `seconds` is the wall time of a flow with its
-        compilation; the provenance of all runs is in attributes of their names, as JSON.
+        The Dataset of `edge_study.compared`; the provenance of all runs is in the attribute `runs`, as JSON.
 
     Raises:
         ValueError: for a checkpoint of other settings.
     """
     problem, start = _setting(settings.images, tuple(settings.widths), settings.scale, bool(jax.config.jax_enable_x64))
     rate = settings.learning_rate
-
-    def simulated(name, label, dynamics, measured, steps, every):
-        if progress:
-            print(f"{label}: {settings.seeds} trajectories, after up to a minute of compilation", file=sys.stderr, flush=True)
-        return sweep(
-            problem,
-            dynamics,
-            seeds=settings.seeds,
-            steps=steps,
-            init=start,
-            probes=measured,
-            every=every,
-            checkpoint=None if checkpoint is None else Path(checkpoint) / name,
-            progress=progress,
-        )
-
-    measured = ("parameters", probes.sharpness(k=3, every=settings.every))
-    gd = simulated("gd", "GD", optimizers.gd(rate), measured, settings.steps + 1, 1)
-    attributes, parts = {"gd": json.dumps(gd.attrs)}, []
+    folder = None if checkpoint is None else Path(checkpoint)
+    study = edge_study.Study(problem, start, settings.seeds, settings.steps, settings.every, progress, folder)
+    predictors = {}
     for name in settings.flows:
         label, make, oscillates = ZOO[name]
-        measured = ("parameters", "oscillation") if oscillates else ("parameters",)
-        flow = simulated(name, label, make(rate, settings.directions), measured, settings.steps, settings.every)
-        part = compare.distance(gd, flow).reset_coords(drop=True).to_dataset(name="distance")
-        part["status"] = flow["status"]
-        if oscillates:
-            part["oscillation"] = flow["oscillation"].sum("direction", skipna=False).sel(step=part["step"])
-        else:
-            part["oscillation"] = xr.full_like(part["distance"], np.nan)
-        parts.append(part.assign_coords(seconds=flow.attrs["wall_time_seconds"]).drop_vars("time", errors="ignore"))
-        attributes[name] = json.dumps(flow.attrs)
-    return _combine(gd, parts, settings, attributes)
-
-
-def _combine(gd, parts, settings, attributes):
-    """One Dataset of all flows and what is measured of GD."""
-    ds = xr.concat(parts, xr.DataArray(list(settings.flows), dims="flow", name="flow"), coords=["seconds"], join="inner")
-    ds = ds.transpose("flow", "seed", "step")
-    ds["gd_status"] = gd["status"]
-    name = "step" if settings.every == 1 else f"step_{settings.every}"
-    ratio = gd["sharpness"].drop_vars("time", errors="ignore").rename({name: "step_gd"}) * settings.learning_rate / 2
-    ds["edge_ratio"] = ratio
-    variances = compare.oscillation_variances(gd, WINDOW, WINDOW).sum("direction", skipna=False)
-    ds["measured_oscillation"] = (
-        variances.rename(step="step_window").drop_vars("step_window").assign_coords(step_window=variances["step"].values)
-    )
-    labels = {
-        "distance": ("distance from GD", "parameters"),
-        "oscillation": ("trace of the covariance", "1"),
-        "measured_oscillation": ("trace of the covariance", "1"),
-        "edge_ratio": ("η λ / 2 of GD", "1"),
-        "step": ("optimizer steps", "steps"),
-        "step_gd": ("optimizer steps", "steps"),
-        "step_window": ("optimizer steps", "steps"),
-        "seconds": ("wall time with compilation", "s"),
-    }
-    for name, (label, units) in labels.items():
-        ds[name].attrs = {"long_name": label, "units": units}
-    runs = [json.loads(text) for text in attributes.values()]
-    ds.attrs = {name: runs[0][name] for name in ("title", "created", "versions", "device", "precision")}
-    ds.attrs["title"] = "The flows of gradient descent at the edge of stability, on digits"
-    ds.attrs["wall_time_seconds"] = round(sum(each["wall_time_seconds"] for each in runs), 3)
-    ds.attrs["hvp_count"] = sum(each["hvp_count"] for each in runs)
-    return flow_zoo.label(ds.assign_attrs(attributes), settings)
+        predictors[name] = edge_study.Predictor(label, make(rate, settings.directions), oscillates)
+    edge_ratio = probes.sharpness(k=3, every=settings.every), "sharpness", rate / 2
+    ds, runs = edge_study.compared(study, "GD", optimizers.gd(rate), edge_ratio, predictors)
+    title = "The flows of gradient descent at the edge of stability, on digits"
+    ds.attrs = edge_study.provenance(list(runs.values()), title)
+    return flow_zoo.label(ds, settings)
 
 
 def table(dataset: xr.Dataset) -> str:
@@ -204,11 +137,11 @@ def table(dataset: xr.Dataset) -> str:
     settings = json.loads(dataset.attrs["settings"])
     shown = settings["shown"]
     ratio = dataset["edge_ratio"]
-    above = (ratio > 1).sum("eigenvalue").sel(step_gd=shown)
-    top = ratio.isel(eigenvalue=0).sel(step_gd=shown)
+    above = (ratio > 1).sum("eigenvalue").sel(step_run=shown)
+    top = ratio.isel(eigenvalue=0).sel(step_run=shown)
     rows = [("step", *(str(step) for step in shown), "failed", "seconds")]
-    rows.append(("GD: η λ1 / 2", *(f"{float(top.sel(step_gd=step).mean()):.3f}" for step in shown), "", ""))
-    rows.append(("η λ / 2 > 1, of 3", *(f"{float(above.sel(step_gd=step).mean()):.2g}" for step in shown), "", ""))
+    rows.append(("GD: η λ1 / 2", *(f"{float(top.sel(step_run=step).mean()):.3f}" for step in shown), "", ""))
+    rows.append(("η λ / 2 > 1, of 3", *(f"{float(above.sel(step_run=step).mean()):.2g}" for step in shown), "", ""))
     failed = stopped(dataset["status"])
     for name in dataset["flow"].values:
         here = dataset["distance"].sel(flow=name)
@@ -216,7 +149,7 @@ def table(dataset: xr.Dataset) -> str:
         lost = failed.sel(flow=name)
         seconds = float(dataset["seconds"].sel(flow=name))
         rows.append((ZOO[name].label, *cells, f"{int(lost.sum())} of {lost.size}", f"{seconds:.0f}"))
-    first = ", ".join("never" if np.isnan(step) else str(int(step)) for step in first_steps(dataset).values)
+    first = edge_study.in_words(edge_study.first_steps(dataset))
     lines = [
         f"The flows of GD with rate {settings['learning_rate']:g} on {settings['images']} digits, tanh network of hidden layers "
         f"{', '.join(map(str, settings['widths']))}; {dataset.sizes['seed']} seeds.",
@@ -229,12 +162,6 @@ def table(dataset: xr.Dataset) -> str:
     return "\n".join(lines) + "\n"
 
 
-def first_steps(dataset: xr.Dataset) -> xr.DataArray:
-    """Finds the first measured step at which GD's η λ1 / 2 reaches 1, for each seed."""
-    top = dataset["edge_ratio"].isel(eigenvalue=0)
-    return top["step_gd"].where(top >= 1).min("step_gd")
-
-
 def figure(dataset: xr.Dataset) -> "Figure":
     """Draws GD's top eigenvalues, the distance of each flow from GD, and the oscillation that is predicted and measured.
 
@@ -244,38 +171,24 @@ def figure(dataset: xr.Dataset) -> "Figure":
     Returns:
         A matplotlib Figure, 7 inches wide: lines are medians over seeds, bands reach from the least to the largest.
     """
-    from matplotlib import rc_context
-
-    small = {"legend.fontsize": 6.5, "legend.title_fontsize": 6.5}
-    with rc_context({"font.size": 8, "axes.titlesize": 8, "legend.frameon": False, **small}):
+    with shared.paper(7.5):
         canvas = plots.new_figure((7.0, 5.2))
         panels = canvas.subplot_mosaic([["distance", "distance"], ["edge_ratio", "oscillation"]], height_ratios=(1.3, 1))
         styles = _styles(dataset)
         for name, style in styles.items():
             here = dataset[["distance"]].sel(flow=name)
             plots.draw(panels["distance"], here, "distance", label=ZOO[name].label, linewidth=1.3, **style)
+        panels["distance"].set_yscale("log")
         panels["distance"].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        for color, number in zip(plots.shades(3), dataset["eigenvalue"].values, strict=False):
-            here = dataset[["edge_ratio"]].sel(eigenvalue=number)
-            plots.draw(panels["edge_ratio"], here, "edge_ratio", label=f"λ{number}", color=color, linewidth=1.2)
-        panels["edge_ratio"].axhline(1, color="black", linewidth=0.8, linestyle="dotted")
+        edge_study.draw_edge_ratio(panels["edge_ratio"], dataset)
         panels["edge_ratio"].legend(loc="lower right")
-        plots.draw(panels["oscillation"], dataset, "measured_oscillation", label="GD", color="black", linewidth=3, alpha=0.5)
-        panels["oscillation"].legend(loc="upper left")  # the flows as in the first panel
-        for name, style in styles.items():
-            if ZOO[name].oscillates and name in ("corrected", "rod", "edge", "stabilized"):
-                here = dataset[["oscillation"]].sel(flow=name)
-                plots.draw(panels["oscillation"], here, "oscillation", band="none", label=ZOO[name].label, linewidth=1.1, **style)
-        for (name, axes), letter in zip(panels.items(), "abc", strict=True):
-            axes.set_title(f"({letter})", loc="left")
-            axes.set(xlabel="optimizer steps")
-            axes.spines[["top", "right"]].set_visible(False)
-            if name != "edge_ratio":
-                axes.set_yscale("log")
-        largest = float(dataset["measured_oscillation"].max())
-        if np.isfinite(largest) and largest > 0:
-            panels["oscillation"].set_ylim(1e-8 * largest, 10 * largest)
-        canvas.supxlabel(f"lines: median over {dataset.sizes['seed']} seeds; bands: least and largest", fontsize=7)
+        shown = [name for name in styles if name in ("corrected", "rod", "edge", "stabilized")]
+        edge_study.draw_oscillation(panels["oscillation"], dataset, "GD", styles, {name: ZOO[name].label for name in shown})
+        panels["oscillation"].legend(handles=panels["oscillation"].lines[:1], loc="upper left")  # the flows as in (a)
+        for axes, letter in zip(panels.values(), "abc", strict=True):
+            shared.plain(axes, f"({letter})")
+            axes.set_xlabel("optimizer steps")
+        canvas.supxlabel(shared.BANDS.format(dataset.sizes["seed"]), fontsize=7)
         return canvas
 
 

@@ -29,17 +29,19 @@ class Oscillation(NamedTuple):
     Attributes:
         vectors: U, (k, D), orthonormal top eigenvectors of (ρP)^{-1/2} H (ρP)^{-1/2}, rows.
         values: (k,), their eigenvalues, largest first; an optimizer is stable below 2.
+        onward: (k, D), the vectors one power step further, where the next search starts.
         covariance: X, (k, k).
         variances: (k,), the eigenvalues of Σ, largest first.
         gradient_variance: tr HΣH.
         memory: ν, the optimizer's second moment, (D,) or scalar.
         stiffness: P(ν, t), like ν.
-        active: how many directions were near the edge.
+        active: how many directions oscillate or might come to the edge within a substep.
         residual: the worst residual of the last complementarity problem.
     """
 
     vectors: Block
     values: Array
+    onward: Block
     covariance: Array
     variances: Array
     gradient_variance: Scalar
@@ -47,6 +49,10 @@ class Oscillation(NamedTuple):
     stiffness: Array
     active: Scalar
     residual: Scalar
+
+
+NEAR = 0.02
+"""What is closer to the edge than this times the substep, or than 3 times its last rise, may reach it in the next substep."""
 
 
 class _Frame(NamedTuple):
@@ -111,12 +117,13 @@ class AveragedFlow:
         frame = self._frame(w, memory, jnp.zeros((), w.dtype))
         zero = jnp.zeros((), jnp.int32)
         hvps, vectors, values = zero, jnp.zeros((k, w.size), w.dtype), jnp.zeros((k,), w.dtype)
+        onward = vectors
         if self.oscillates:
             pairs = self._eigenpairs(loss, frame, vectors)
-            hvps, vectors, values = pairs.matvecs, pairs.vectors, pairs.values
+            hvps, vectors, values, onward = pairs.matvecs, pairs.vectors, pairs.values, pairs.onward
         nothing = jnp.zeros((), w.dtype)
         square, line = jnp.zeros((k, k), w.dtype), jnp.zeros((k,), w.dtype)
-        inner = Oscillation(vectors, values, square, line, nothing, memory, frame.stiffness, nothing, nothing)
+        inner = Oscillation(vectors, values, onward, square, line, nothing, memory, frame.stiffness, nothing, nothing)
         return State(
             params=params, inner=inner, hyperparams=dict(self.hyperparams), count=zero, status=zero, hvps=hvps.astype(zero.dtype)
         )
@@ -208,28 +215,32 @@ class AveragedFlow:
     def _oscillating_substep(self, loss, frame, before):
         dtype = frame.z.dtype
         h = jnp.asarray(1 / self.substeps, dtype)
-        pairs = self._eigenpairs(loss, frame, before.vectors)
+        pairs = self._eigenpairs(loss, frame, before.onward)
         rows, values = pairs.vectors, pairs.values
         k = values.size
         _, _, weights = _triangle(k, dtype)
-        mask = values > 2 * jnp.asarray(self.threshold, dtype)
-        active = jnp.sum(mask)
-        table = weights[:, None] * third_derivatives(lambda z: loss(frame.scale * z), frame.z, rows, active)
-
+        stiff = values > 2 * jnp.asarray(self.threshold, dtype)
         # X of the last substep, seen in the new directions, predicts the force and the spread of this one.
-        overlap = jnp.where(mask[:, None], rows @ before.vectors.T, 0)
-        guess = complementarity.svec(overlap @ before.covariance @ overlap.T)
-        relax = -jnp.expm1(-h * frame.edge * values) / (h * frame.edge * jnp.where(mask, values, 1))
+        overlap = jnp.where(stiff[:, None], rows @ before.vectors.T, 0)
+        guess = overlap @ before.covariance @ overlap.T
+        # Σ is zero on what neither oscillates nor comes to the edge within the substep: its third derivatives are not needed.
+        margin = jnp.maximum(NEAR * h, 3 * (values - before.values))
+        near = stiff & ((values + margin > 2) | (jnp.diag(guess) > 0.01 * jnp.trace(guess)))
+        active = jnp.max(jnp.where(near, jnp.arange(1, k + 1), 0))
+        mask = jnp.arange(k) < active
+        guess = complementarity.svec(jnp.where(mask[:, None] & mask[None, :], guess, 0))
+        table = weights[:, None] * third_derivatives(lambda z: loss(frame.scale * z), frame.z, rows, active)
+        relax = -jnp.expm1(-h * frame.edge * values) / (h * frame.edge * jnp.where(stiff, values, 1))
         kernel, spread = self._spread(rows, values, frame)
         force = -0.5 * frame.edge * (guess @ table)
-        directions = (rows, relax, mask)
+        directions = (rows, relax, stiff)
         drift, memory = self._drift(loss, frame, directions, force, spread(guess))
 
         stiffness = self._stiffness(memory, frame.time + h)
         slack = complementarity.svec(2 * jnp.eye(k, dtype=dtype) - jnp.diag(values))
         stiffening = kernel @ jnp.atleast_1d(2 * (stiffness - frame.stiffness) / frame.stiffness)
         alpha = slack + stiffening - h * (table @ drift)
-        damped = table @ rows.T * jnp.sqrt(jnp.where(mask, 1 - relax, 0))[None, :]
+        damped = table @ rows.T * jnp.sqrt(jnp.where(stiff, 1 - relax, 0))[None, :]
         response = 0.5 * h * frame.edge * (table @ table.T - damped @ damped.T)
         # At the edge H D = 2 ρP D, which makes the response of ν symmetric.
         c = jnp.asarray(self.rule.forgetting(self._typed(dtype)), dtype)
@@ -239,7 +250,7 @@ class AveragedFlow:
         vector = complementarity.svec(found.value)
 
         push = -0.5 * frame.edge * (vector @ table)
-        push = push - jnp.where(mask, (1 - relax) * (rows @ push), 0) @ rows
+        push = push - jnp.where(stiff, (1 - relax) * (rows @ push), 0) @ rows
         memory = memory + h * spread(vector)
         columns = jnp.atleast_1d(frame.scale)[None, :] * rows
         bent = values[:, None] * rows / jnp.atleast_1d(frame.scale)[None, :]  # H D
@@ -247,6 +258,7 @@ class AveragedFlow:
         after = Oscillation(
             vectors=rows,
             values=values,
+            onward=pairs.onward,
             covariance=found.value,
             variances=jnp.maximum(eigvalsh(root @ (columns @ columns.T) @ root)[::-1], 0),
             gradient_variance=jnp.sum((bent @ bent.T) * found.value),
@@ -255,7 +267,7 @@ class AveragedFlow:
             active=active.astype(dtype),
             residual=jnp.maximum(jnp.maximum(found.primal, found.dual), found.complementarity),
         )
-        wrong = (mask & ~(pairs.residuals <= self._eigen_tolerance(dtype))).any() | ~jnp.isfinite(values).all()
+        wrong = (stiff & ~(pairs.residuals <= self._eigen_tolerance(dtype))).any() | ~jnp.isfinite(values).all()
         bits = jnp.where(wrong, int(Status.FLOW_EIGENPAIR_UNCONVERGED), 0)
         bits = bits | jnp.where(found.converged, 0, int(Status.COMPLEMENTARITY_UNMET))
         full = (active == k) & (k < frame.z.size)

@@ -26,8 +26,8 @@ def central(
     Time counts optimizer steps.
 
     A complementarity system, not a smooth differential equation: each substep finds the k top eigenpairs from those of the
-    last, the third derivatives for each pair near the edge, and X in Σ = D X Dᵀ from a small semidefinite problem, so that
-    the linearized constraint holds at its end. Directions enter and leave by their eigenvalue.
+    last, the third derivatives for each pair of those that may oscillate in it, and X in Σ = D X Dᵀ from a small
+    semidefinite problem, so that the linearized constraint holds at its end. Directions enter and leave by their eigenvalue.
 
     With `corrected`, the first backward-error correction is added on the directions that do not oscillate. An optimizer is
     Euler's method with step 1, so on slow directions it moves as w' = v − ½ dv/dt, with v the flow's velocity and the total
@@ -50,7 +50,7 @@ def central(
     Returns:
         A `AveragedFlow`; the probe `oscillation` records what it predicts of the oscillation. Where all k directions are near the
         edge the bit SUBSPACE_FULL is set, where the complementarity problem was solved badly COMPLEMENTARITY_UNMET. Cost per
-        substep: 2 gradients, k to 3 k products, and about 3 products for each pair of directions near the edge.
+        substep: 2 gradients, k to 3 k products, and about 2 products for each pair of directions that oscillate or are about to.
 
     Raises:
         ValueError: for an optimizer without an averaged law, or numbers out of range.
