@@ -13,6 +13,9 @@ import numpy as np
 
 from jaxsharp._types import PyTree
 
+FORMAT = "2"
+"""Changes with what the files hold, so that those of an older release are refused rather than misread."""
+
 
 def fingerprint(arrays: PyTree, **settings: Any) -> dict[str, str]:
     """Names a grid by the content of its arrays and by its settings.
@@ -37,7 +40,7 @@ def fingerprint(arrays: PyTree, **settings: Any) -> dict[str, str]:
     for name, value in settings.items():
         text = hashlib.sha256(value.tobytes()).hexdigest() if isinstance(value, np.ndarray) else str(value)
         texts[name] = re.sub(r" at 0x[0-9a-f]+", "", text)  # functions are named, not located
-    return {"arrays": digest.hexdigest(), **texts}
+    return {"format": FORMAT, "arrays": digest.hexdigest(), **texts}
 
 
 class Store:
@@ -75,27 +78,30 @@ class Store:
                 "choose another folder or delete this one."
             )
 
-    def finished(self, number: int) -> PyTree | None:
-        """Reads a finished batch, or returns None."""
-        return self._read(f"batch-{number:04d}.npz")
+    def finished(self, number: int) -> tuple[PyTree | None, float]:
+        """Reads a finished batch and the seconds that it took, or returns None and 0."""
+        found = self._read(f"batch-{number:04d}.npz")
+        return (None, 0.0) if found is None else (found["done"], float(found["seconds"]))
 
-    def finish(self, number: int, done: PyTree) -> None:
+    def finish(self, number: int, done: PyTree, seconds: float) -> None:
         """Writes a finished batch, a tree of dictionaries and arrays, and forgets the running one."""
-        self._write(f"batch-{number:04d}.npz", done)
+        self._write(f"batch-{number:04d}.npz", {"done": done, "seconds": np.asarray(seconds)})
         (self.folder / f"running-{number:04d}.npz").unlink(missing_ok=True)
 
-    def running(self, number: int, like: PyTree) -> tuple[int, PyTree, PyTree] | None:
-        """Reads a running batch: its position in the schedule, its carry in the structure of `like`, its records."""
+    def running(self, number: int, like: PyTree) -> tuple[int, PyTree, PyTree, float] | None:
+        """Reads a running batch: its position in the schedule, its carry in the structure of `like`, its records, its seconds."""
         found = self._read(f"running-{number:04d}.npz")
         if found is None:
             return None
         leaves = [jnp.asarray(found["carry"][f"{index}"]) for index in range(len(jax.tree.leaves(like)))]
-        return int(found["position"]), jax.tree.unflatten(jax.tree.structure(like), leaves), found["records"]
+        carry = jax.tree.unflatten(jax.tree.structure(like), leaves)
+        return int(found["position"]), carry, found["records"], float(found["seconds"])
 
-    def save_running(self, number: int, position: int, carry: PyTree, records: PyTree) -> None:
-        """Writes a running batch."""
+    def save_running(self, number: int, position: int, carry: PyTree, records: PyTree, seconds: float) -> None:
+        """Writes a running batch, with the seconds that it has taken so far."""
         leaves = {f"{index}": np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(carry))}
-        self._write(f"running-{number:04d}.npz", {"position": np.asarray(position), "carry": leaves, "records": records})
+        state = {"position": np.asarray(position), "carry": leaves, "records": records, "seconds": np.asarray(seconds)}
+        self._write(f"running-{number:04d}.npz", state)
 
     def _write(self, name, tree):
         temporary = self.folder / f"{name}.partial"

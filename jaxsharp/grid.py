@@ -57,7 +57,7 @@ class Outcome:
         status: (members,) bits.
         count: (members,) completed steps.
         hvps: (members,) products spent.
-        seconds: wall time of the whole call, compilation included.
+        seconds: wall time of the whole call, compilation included, and of earlier calls that its checkpoint continues.
     """
 
     records: dict[str, dict[str, np.ndarray]]
@@ -124,7 +124,7 @@ def execute(
         subset = members.take(padded if batched else padded[0])
         return subset.dynamics, begin(problem, subset.dynamics, subset.seeds, subset.points, start_values)
 
-    finished = []
+    finished, earlier = [], 0.0
     with jax.default_matmul_precision(precision), bar(progress, len(batches) * len(plan.events)) as tick:
         store = None
         if checkpoint is not None:
@@ -135,16 +135,15 @@ def execute(
                 checkpoint, fingerprint(arrays, structure=structure, probes=probes, events=plan.events, batch_size=size)
             )
         for number, batch in enumerate(batches):
-            done = store.finished(number) if store else None
+            done, spent = store.finished(number) if store else (None, 0.0)
             if done is None:
-                done = _run_batch(problem, *prepare(batch), advance, plan, size, batched, store, number, tick)
-                if store:
-                    store.finish(number, done)
+                done, spent = _run_batch(problem, *prepare(batch), advance, plan, size, batched, store, number, tick)
             else:
                 tick(len(plan.events))
+            earlier += spent
             finished.append(jax.tree.map(lambda leaf, n=batch.size: leaf[:n], done))
     joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *finished)
-    return Outcome(joined["records"], joined["status"], joined["count"], joined["hvps"], time.perf_counter() - began)
+    return Outcome(joined["records"], joined["status"], joined["count"], joined["hvps"], time.perf_counter() - began + earlier)
 
 
 def batch_length(batch_size: int | str, total: int, devices: int, cost: float = 0.0) -> int:
@@ -250,10 +249,13 @@ def _chosen(devices, members):
 
 
 def _run_batch(problem, dynamics, carry, advance, plan, size, batched, store, number, tick):
-    """Runs one batch through the schedule in calls of a length that adapts to about a second each."""
-    position, records = 0, None
+    """Runs one batch through the schedule in calls of a length that adapts to about a second each.
+
+    Returns what it found, and the seconds that an earlier run had spent on it.
+    """
+    position, records, earlier, entered = 0, None, 0.0, time.perf_counter()
     if store is not None and (resumed := store.running(number, carry)) is not None:
-        position, carry, records = resumed
+        position, carry, records, earlier = resumed
         tick(position)
     capacity = _capacity(problem, dynamics, carry, advance, plan, size)
     many, saved = 1, time.perf_counter()
@@ -268,10 +270,13 @@ def _run_batch(problem, dynamics, carry, advance, plan, size, batched, store, nu
         many = max(1, min(2 * many, int(many / max(took, 1e-3))))
         tick(count)
         if store is not None and time.perf_counter() - saved > SAVE_EVERY and position < len(plan.events):
-            store.save_running(number, position, carry, records)
             saved = time.perf_counter()
+            store.save_running(number, position, carry, records, earlier + saved - entered)
     state = jax.tree.map(lambda leaf: np.atleast_1d(np.asarray(leaf)), carry.state)
-    return {"records": records, "status": state.status, "count": state.count, "hvps": state.hvps}
+    done = {"records": records, "status": state.status, "count": state.count, "hvps": state.hvps}
+    if store is not None:
+        store.finish(number, done, earlier + time.perf_counter() - entered)
+    return done, earlier
 
 
 def _capacity(problem, dynamics, carry, advance, plan, size):
