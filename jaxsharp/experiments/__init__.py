@@ -12,6 +12,7 @@ from jaxsharp.experiments.ire_llama import ire_llama
 from jaxsharp.experiments.ire_valley import ire_valley
 from jaxsharp.experiments.matrix_completion import matrix_completion
 from jaxsharp.experiments.oscillation import oscillation
+from jaxsharp.experiments.sam_rates import sam_rates
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
@@ -29,6 +30,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         ire_heatmap,
         ire_images,
         ire_llama,
+        sam_rates,
     )
 }
 
@@ -48,4 +50,5 @@ __all__ = [
     "matrix_completion",
     "norm_zoo",
     "oscillation",
+    "sam_rates",
 ]
