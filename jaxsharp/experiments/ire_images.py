@@ -234,8 +234,8 @@ def table(dataset: xr.Dataset) -> str:
     Returns:
         Plain text: means over seeds with 95 % confidence intervals, differences paired by seed.
     """
-    header = ("network", "method", "η", "ρ", "κ", "test accuracy [%]", "− SGD", "training loss")
-    header = (*header, "λ1", "log λ1 − SGD", "trace", "log trace − SGD", "failed")
+    header = ("network", "method", "η", "ρ", "κ", "test accuracy [%]", "− SGD", "test loss − SGD")
+    header = (*header, "training loss", "λ1", "log λ1 − SGD", "trace", "log trace − SGD", "failed")
     rows = []
     for network in dataset["network"].values:
         plain = dataset.sel(network=network, optimizer="SGD")
@@ -244,7 +244,9 @@ def table(dataset: xr.Dataset) -> str:
             failed, differs = stopped(here["status"]), method != "SGD"
             gain = with_interval(100 * (here["test_accuracy"] - plain["test_accuracy"]), places=2)
             cells = [TITLES[str(network)], method, *(f"{float(here[name]):g}" for name in ("learning_rate", "rho", "kappa"))]
-            cells += [with_interval(100 * here["test_accuracy"], places=2), gain if differs else "", with_interval(here["loss"])]
+            cells += [with_interval(100 * here["test_accuracy"], places=2), gain if differs else ""]
+            loss = with_interval(here["test_loss"] - plain["test_loss"], places=4)
+            cells += [loss if differs else "", with_interval(here["loss"])]
             for name in ("sharpness", "trace"):
                 logs = with_interval(_log(here[name]) - _log(plain[name]), places=2)
                 cells += [with_interval(here[name]), logs if differs else ""]

@@ -320,7 +320,7 @@ def figure(dataset: xr.Dataset) -> "Figure":
     with shared.paper():
         canvas = plots.new_figure((7.0, 2.8))
         curves, rates, lengths = canvas.subplots(1, 3)
-        colors = [plots.COLORS[0], *plots.shades(dataset.sizes["kappa"])[1:]] if dataset.sizes["kappa"] > 2 else plots.COLORS
+        colors = plots.COLORS if dataset.sizes["kappa"] <= len(plots.COLORS) else plots.shades(dataset.sizes["kappa"])
         _curves(curves, dataset, colors)
         end = dataset["held_out_loss"].isel(step=-1)
         for kappa, color in zip(dataset["kappa"].values, colors, strict=False):
@@ -361,7 +361,7 @@ def _lengths(axes, dataset):
     half = np.nan_to_num(half)
     axes.errorbar([steps], [mean], [half], color=plots.COLORS[1], marker="s", markersize=4, capsize=2, label="AdmIRE")
     axes.axhline(mean, color=plots.COLORS[1], linewidth=0.6, linestyle="dotted")
-    axes.set(xscale="log", xlabel="steps of the schedule", ylabel="held-out loss, both tuned [nat per byte]")
+    axes.set(xscale="log", xlabel="steps of the schedule", ylabel="held-out loss, tuned [nat per byte]")
     axes.set_xticks(x, [f"{round(each)}" for each in x])
     axes.minorticks_off()
     axes.legend()
