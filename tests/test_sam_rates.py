@@ -36,7 +36,7 @@ def test_theory_has_the_exponents_of_the_paper():
     for form, (eta, rho) in {"SAM": (1, 2), "SAM-IRE": (1, 1), "average SAM": (1, 2), "average SAM-IRE": (1, 1)}.items():
         one, more_eta, more_rho = (predicted(form, *point, 5.0, 10) for point in ((1e-6, 1e-6), (2e-6, 1e-6), (1e-6, 2e-6)))
         np.testing.assert_allclose(np.log2([more_eta / one, more_rho / one]), [eta, rho], atol=1e-4)
-    assert predicted("SAM-IRE, mask", 0.1, 0.1, 0.0, 10, kappa=2.0) == pytest.approx(3 * 0.1 * 0.01 / 2)
+    assert predicted("masked SAM-IRE", 0.1, 0.1, 0.0, 10, kappa=2.0) == pytest.approx(3 * 0.1 * 0.01 / 2)
     assert predicted("average SAM", 0.1, 0.1, 0.0, 10) == pytest.approx(0.1 * 0.01 / 20)
 
 
@@ -46,7 +46,7 @@ def made_up():
     shape = ds["rate"].dims
     ds["rate"] = (3 * ds["learning_rate"] ** 1.3 * ds["rho"] ** 1.7 + 0 * ds["rate"]).transpose(*shape)
     ds["rate"].loc[{"form": "SAM-IRE", "seed": 0, "learning_rate": 0.02, "rho": 3e-3}] = -1.0
-    ds["loss"].loc[{"form": "SAM-IRE, mask", "seed": 1}] *= 1e3
+    ds["loss"].loc[{"form": "masked SAM-IRE", "seed": 1}] *= 1e3
     return ds
 
 
@@ -57,7 +57,7 @@ def test_exponents_are_slopes_of_logarithms_of_usable_runs():
         np.testing.assert_allclose(exponents(ds, form), [[1.3, 1.7]] * 2)
     assert np.isnan(exponents(ds, "SAM-IRE")[0]).all()  # three runs determine three numbers exactly
     np.testing.assert_allclose(exponents(ds, "SAM-IRE")[1], [1.3, 1.7])
-    assert np.isnan(exponents(ds, "SAM-IRE, mask")[1]).all()
+    assert np.isnan(exponents(ds, "masked SAM-IRE")[1]).all()
 
 
 def test_table_and_figure_are_made_of_the_dataset():
@@ -67,7 +67,7 @@ def test_table_and_figure_are_made_of_the_dataset():
         mean, half, _ = interval(exponents(ds, "average SAM")[:, 0])
         assert row[2] == f"{mean:.3f}"
         assert row[4] == f"{half:.3f}" or not np.isfinite(half)
-    row = next(line for line in RATES.table(made_up()).splitlines() if line.strip().startswith("SAM-IRE, mask"))
+    row = next(line for line in RATES.table(made_up()).splitlines() if line.strip().startswith("masked SAM-IRE"))
     assert row.endswith("4 of 8")
 
 

@@ -29,7 +29,7 @@ FORMS = {
     "SAM-IRE": ("gradient", "projection"),
     "average SAM": ("random", None),
     "average SAM-IRE": ("random", "projection"),
-    "SAM-IRE, mask": ("gradient", "mask"),
+    "masked SAM-IRE": ("gradient", "mask"),
 }
 """SAM's ascent, and what IRE takes for flat: what is orthogonal to the top eigenvectors, or the paper's mask of coordinates."""
 
