@@ -53,7 +53,7 @@ def pictures():
     tiny = {"data_seed": 1, "seeds": 2, "steps": 6, "ire_every": 2, "minibatch": 5, "images": 20, "held_out": 15, "width": 2}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(NETWORKS, "vit", lambda width, patch: models.MLP(widths=(width,), norm="batch"))
-        return IMAGES.run(IMAGES.configure(**tiny, learning_rates=(0.1,)))
+        return IMAGES.run(IMAGES.configure(**tiny, networks=("vit",), learning_rates=(0.1,)))
 
 
 def curvature():
@@ -286,7 +286,7 @@ def test_a_tiny_study_of_images_is_labelled_and_its_table_and_figure_made_of_it(
         (IMAGES, {"networks": ("mlp",)}, "networks must be distinct"),
         (IMAGES, {"rhos": ()}, "rhos must be numbers above 0"),
         (IMAGES, {"seeds": 1}, "seeds must be at least 2"),
-        (IMAGES, {"minibatch": 401}, "larger than images"),
+        (IMAGES, {"minibatch": 301}, "larger than images"),
         (IMAGES, {"momentum": 0.0}, "momentum must lie"),
         (IMAGES, {"gamma": 1.5}, "gamma in"),
     ],

@@ -48,7 +48,7 @@ class Settings:
     """Settings of ire-images; each field says what it is."""
 
     path: str = setting("", "folder of CIFAR-10, see js.data.cifar10; where empty, the digits")
-    networks: tuple[str, ...] = setting(("vit",), f"networks: {', '.join(NETWORKS)}")
+    networks: tuple[str, ...] = setting(("resnet",), f"networks: {', '.join(NETWORKS)}")
     learning_rates: tuple[float, ...] = setting((0.05, 0.1), "learning rates η to choose from, the peaks of the schedule")
     rhos: tuple[float, ...] = setting((0.1,), "SAM's radii ρ to choose from")
     kappas: tuple[float, ...] = setting((1.0,), "IRE strengths κ to choose from")
@@ -62,9 +62,9 @@ class Settings:
     steps: int = setting(200, "optimizer steps")
     rise: float = setting(0.1, "share of a run in which the learning rate rises")
     start: float = setting(0.2, "share of a run before IRE sets in")
-    minibatch: int = setting(50, "images a step")
-    images: int = setting(400, "training images")
-    held_out: int = setting(400, "images of the validation split, and again of the test set")
+    minibatch: int = setting(30, "images a step")
+    images: int = setting(300, "training images")
+    held_out: int = setting(500, "images of the validation split, and again of the test set")
     width: int = setting(8, "channels of the ResNet's first stage; the ViT is twice as wide")
     data_seed: int = setting(0, "seed of the choice of images")
 
