@@ -8,10 +8,13 @@ from jaxsharp.experiments.experiment import Experiment
 from jaxsharp.experiments.flow_vs_gd import flow_vs_gd
 from jaxsharp.experiments.flow_zoo import flow_zoo
 from jaxsharp.experiments.ire_heatmap import ire_heatmap
+from jaxsharp.experiments.ire_images import ire_images
+from jaxsharp.experiments.ire_llama import ire_llama
 from jaxsharp.experiments.ire_valley import ire_valley
 from jaxsharp.experiments.matrix_completion import matrix_completion
 from jaxsharp.experiments.normalized_gd import normalized_gd
 from jaxsharp.experiments.oscillation import oscillation
+from jaxsharp.experiments.sam_rates import sam_rates
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
@@ -29,6 +32,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         cifar10_resnet20,
         ire_valley,
         ire_heatmap,
+        ire_images,
+        ire_llama,
+        sam_rates,
     )
 }
 
@@ -43,9 +49,12 @@ __all__ = [
     "flow_vs_gd",
     "flow_zoo",
     "ire_heatmap",
+    "ire_images",
+    "ire_llama",
     "ire_valley",
     "matrix_completion",
     "norm_zoo",
     "normalized_gd",
     "oscillation",
+    "sam_rates",
 ]

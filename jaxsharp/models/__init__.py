@@ -3,6 +3,7 @@
 from jaxsharp.models.activations import ACTIVATIONS
 from jaxsharp.models.cnn import CNN
 from jaxsharp.models.linear import Linear
+from jaxsharp.models.llama import Llama
 from jaxsharp.models.mlp import MLP
 from jaxsharp.models.normalization import NORMALIZATIONS, WEIGHT_NORMALIZATIONS, Normalize
 from jaxsharp.models.resnet import ResNet, ResNet20
@@ -19,6 +20,7 @@ __all__ = [
     "VGG11",
     "WEIGHT_NORMALIZATIONS",
     "Linear",
+    "Llama",
     "Normalize",
     "ResNet",
     "ResNet20",

@@ -210,7 +210,10 @@ def supervised(
     tokens = hasattr(model, "vocabulary")
     train_table = _table(train, "train", None, per_sample, tokens)
     outputs = _width(train_table, per_sample)
-    test_table = None if test is None else _table(test, "test", outputs, per_sample, tokens)
+    known = outputs  # a model that says how many classes there are may meet new ones in the test set
+    if per_sample is LOSSES["cross_entropy"]:
+        known = max(outputs, getattr(model, "outputs", None) or 0)
+    test_table = None if test is None else _table(test, "test", known, per_sample, tokens)
     if getattr(model, "outputs", 0) is None:
         model = model.clone(outputs=outputs)
     if tokens and model.vocabulary is None:
