@@ -39,3 +39,13 @@ def test_the_map_names_every_room_and_no_other():
 def test_every_picture_and_path_exists():
     for path in re.findall(r"(?:benchmarks|notebooks|tests)/[\w/.-]+\.\w+", README):
         assert (ROOT / path).exists(), path
+
+
+def test_every_result_is_told_with_its_table_and_every_picture_exists():
+    results = ROOT / "benchmarks" / "results"
+    told = (results / "README.md").read_text(encoding="utf-8")
+    for path in re.findall(r"\]\(([\w/.-]+)\)|`([\w-]+/table\.txt)`", told):
+        assert (results / (path[0] or path[1])).exists(), path
+    for folder in (path for path in results.iterdir() if path.is_dir()):
+        assert (folder / "table.txt").exists(), folder
+        assert folder.name.split("-")[0] in told, folder
