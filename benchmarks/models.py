@@ -41,10 +41,11 @@ def main() -> None:
         name, *numbers = options.measure
         print(json.dumps(_measure(name, *map(int, numbers))))
         return
-    setting = {"members": 2, "steps": EVERY, "images": 4} if options.tiny else {"members": 8, "steps": 4 * EVERY, "images": 50}
+    setting = {"members": 2, "steps": EVERY, "images": 4} if options.tiny else {"members": 4, "steps": 2 * EVERY, "images": 20}
     figures = {}
     for name in ["MLP"] if options.tiny else [name for name in PROBLEMS if name != "MLP"]:
         alone, grid = (_in_a_process(name, members, setting) for members in (1, setting["members"]))
+        print(f"{name} is measured", file=sys.stderr, flush=True)
         each = setting["members"]
         figures[name] = {
             "parameters": alone["parameters"],
@@ -115,7 +116,7 @@ def _measure(name, members, steps, images):
                 progress=False,
             )
 
-        ds, first, seconds = timed(run, 3)
+        ds, first, seconds = timed(run, 2)
         figures[f"{kind} ms"] = 1e3 * seconds / steps
     figures["compile s"] = first - seconds
     figures["MB"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e6
