@@ -14,6 +14,7 @@ import xarray as xr
 from jax.flatten_util import ravel_pytree
 
 from jaxsharp import data, minimizers, models, optimizers, plots, problems
+from jaxsharp._factorizations import eigh
 from jaxsharp.experiments import shared
 from jaxsharp.experiments.experiment import Experiment, setting
 from jaxsharp.experiments.tables import aligned, failures, interval, with_interval
@@ -160,14 +161,15 @@ def find_start(problem: Problem, key: jax.Array, images: int) -> Start:
 
     def largest_and_sum(w):
         rows = jacobian(w)
-        values = jnp.linalg.eigvalsh(rows @ rows.T) / images
-        return jnp.stack([values[-1], jnp.sum(values)])
+        matrix = rows @ rows.T
+        top = eigh(jax.lax.stop_gradient(matrix))[1][:, -1]  # by the envelope rule λ1 changes as if it stood still
+        return jnp.stack([top @ matrix @ top, jnp.trace(matrix)]) / images
 
     def tangent(slope):
         return ravel_pytree(minimizers.project_tangent(problem, back.params, unravel(slope)))[0]
 
     rows = jacobian(point)
-    top = rows.T @ jnp.linalg.eigh(rows @ rows.T)[1][:, -1]
+    top = rows.T @ eigh(rows @ rows.T)[1][:, -1]
     slopes = jax.vmap(tangent)(jax.jacrev(largest_and_sum)(point))
     return Start(point, top / jnp.linalg.norm(top), largest_and_sum(point)[0], slopes, back.converged)
 
