@@ -63,7 +63,10 @@ def main() -> None:
             "MB a further member": (grid["MB"] - alone["MB"]) / (each - 1),
             "products a measurement": alone["products a measurement"],
         }
-    write({"setting": setting | {"every": EVERY}, "figures": figures, "devices": jax.device_count(), **machine()}, options.out)
+        report = {"setting": setting | {"every": EVERY}, "figures": figures, "devices": jax.device_count(), **machine()}
+        if options.out:  # after each network, since deep ones take minutes to compile
+            options.out.write_text(json.dumps(report, indent=1) + "\n")
+    write(report, options.out)
 
 
 def _images(model, images):
@@ -81,10 +84,10 @@ def _sorting(model, images):
 
 PROBLEMS = {
     "MLP": lambda images: js.problems.supervised(js.models.MLP(widths=(8,)), js.data.digits(count=images)[0]),
-    "VGG-11": lambda images: _images(js.models.VGG11(width=8, norm="batch"), images),
-    "ResNet-20": lambda images: _images(js.models.ResNet20(width=8), images),
     "ViT": lambda images: _digits(js.models.ViT(width=32, depth=3, patch=2), images),
     "transformer": lambda images: _sorting(js.models.Transformer(width=32, depth=3), images),
+    "VGG-11": lambda images: _images(js.models.VGG11(width=8, norm="batch"), images),
+    "ResNet-20": lambda images: _images(js.models.ResNet20(width=8), images),
 }
 """Networks by name, each as a problem of so many samples; the perceptron is for `--tiny` alone."""
 
