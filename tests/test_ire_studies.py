@@ -294,3 +294,15 @@ def test_a_tiny_study_of_images_is_labelled_and_its_table_and_figure_made_of_it(
 def test_settings_that_make_no_sense_are_refused(experiment, changes, words):
     with pytest.raises(ValueError, match=words):
         experiment.configure(**changes)
+
+
+def test_local_files_of_cifar10_are_split_without_overlap(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 250), ("test", 60)):
+        np.save(tmp_path / f"x_{part}.npy", rng.integers(0, 256, size=(count, 32, 32, 3), dtype=np.uint8))
+        np.save(tmp_path / f"y_{part}.npy", (np.arange(count) % 10).astype(np.uint8))
+    tuning, final = _problems("vit", str(tmp_path), 200, 50, 4, 0, True)
+    assert jax.eval_shape(final.init, jax.random.key(0)) == jax.eval_shape(tuning.init, jax.random.key(0))
+    parts = [{leaf.tobytes() for leaf in np.asarray(x)} for x in jax.tree.leaves(tuning.data) if np.ndim(x) == 4]
+    assert [len(part) for part in parts] == [200, 50]
+    assert not parts[0] & parts[1]
