@@ -7,36 +7,61 @@ import math
 
 from jax.extend import core
 
-OPERATIONS_AT_ONCE = 5e7
-"""Operations of one round, all members of a batch together, past which more members side by side do not pay on a CPU."""
+BURDEN_AT_ONCE = 4e8
+"""Burden of one gradient, all members of a batch together, past which more members side by side do not pay on a CPU."""
 
 MEMBERS_AT_ONCE = 32
 """Most members side by side on a CPU, where larger batches only cost memory."""
 
+CONVOLUTION = 40.0
+"""What an operation of a convolution counts for: on a CPU those of several members, each with its own kernel, do not run well
+together."""
 
-def members_at_once(cost: float) -> int:
+
+def members_at_once(burden: float) -> int:
     """Chooses how many members a CPU runs side by side; measured by `benchmarks/grid.py`.
 
+    Only what all do alike, such as gradients: what takes each its own number of rounds, such as an eigen-search, runs one member
+    after the other on a CPU, however small the network is.
+
     Args:
-        cost: operations of one member in one round (a gradient, a product).
+        burden: of one member's gradient.
 
     Returns:
         From 1 to `MEMBERS_AT_ONCE`.
 
     Example:
-        >>> members_at_once(1e3), members_at_once(2e7), members_at_once(1e9)
-        (32, 2, 1)
+        >>> members_at_once(1e3), members_at_once(1e8), members_at_once(1e9)
+        (32, 4, 1)
     """
-    return max(1, min(MEMBERS_AT_ONCE, int(OPERATIONS_AT_ONCE / max(cost, 1.0))))
+    return max(1, min(MEMBERS_AT_ONCE, int(BURDEN_AT_ONCE / max(burden, 1.0))))
 
 
-def operations(jaxpr: core.Jaxpr) -> float:
+def burden_of(jaxpr: core.Jaxpr) -> float:
+    """Counts operations as `operations` does, each of a convolution `CONVOLUTION` times.
+
+    Args:
+        jaxpr: of one member.
+
+    Returns:
+        What decides how many members run side by side.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> burden_of(jax.make_jaxpr(lambda a: a @ a)(jnp.ones((10, 10))).jaxpr)
+        2000.0
+    """
+    return operations(jaxpr, CONVOLUTION)
+
+
+def operations(jaxpr: core.Jaxpr, convolution: float = 1.0) -> float:
     """Counts floating-point operations of a jaxpr: 2 per multiply-add of matrix products and convolutions, 1 per other element.
 
     A loop whose length is not known when tracing counts once. An estimate for choosing batch sizes, not for reporting.
 
     Args:
         jaxpr: of one member.
+        convolution: what an operation of a convolution counts for.
 
     Returns:
         A number of operations.
@@ -51,9 +76,9 @@ def operations(jaxpr: core.Jaxpr) -> float:
         inner = [closed for value in equation.params.values() for closed in _jaxprs(value)]
         if inner:
             repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-            total += repeats * sum(operations(jaxpr) for jaxpr in inner)
+            total += repeats * sum(operations(jaxpr, convolution) for jaxpr in inner)
         else:
-            total += _operations_of(equation)
+            total += _operations_of(equation, convolution)
     return total
 
 
@@ -67,7 +92,7 @@ def _jaxprs(value):
     return []
 
 
-def _operations_of(equation):
+def _operations_of(equation, convolution):
     size = float(sum(math.prod(getattr(out.aval, "shape", ())) for out in equation.outvars))
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
@@ -76,5 +101,5 @@ def _operations_of(equation):
     if equation.primitive.name == "conv_general_dilated":
         kernel = equation.invars[1].aval.shape
         outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-        return 2 * size * math.prod(kernel) / outputs
+        return convolution * 2 * size * math.prod(kernel) / outputs
     return size

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxsharp import selfcheck, trajectory
-from jaxsharp._cost import members_at_once, operations
+from jaxsharp._cost import burden_of, members_at_once
 from jaxsharp._types import Params
 from jaxsharp.checkpoint import Store, fingerprint
 from jaxsharp.dynamics import Dynamics
@@ -109,10 +109,10 @@ def execute(
     total = members.seeds.size
     devices = _chosen(devices, total) if batched else ()
     selfcheck.ensure()
-    cost = 0.0
+    weight = 0.0
     if batched and batch_size == "auto":
-        cost = _gradient_cost(problem, members, start_values, start_function)
-    size = batch_length(batch_size, total, len(devices) or 1, cost) if batched else 1
+        weight = _gradient_burden(problem, members, start_values, start_function)
+    size = batch_length(batch_size, total, len(devices) or 1, weight) if batched else 1
     batched = size > 1
     each = size // (len(devices) or 1)
     begin = _begin_program(probes, start_function, each, devices)
@@ -146,18 +146,17 @@ def execute(
     return Outcome(joined["records"], joined["status"], joined["count"], joined["hvps"], time.perf_counter() - began + earlier)
 
 
-def batch_length(batch_size: int | str, total: int, devices: int, cost: float = 0.0) -> int:
+def batch_length(batch_size: int | str, total: int, devices: int, burden: float = 0.0) -> int:
     """Chooses how many members one compiled call runs.
 
-    `auto` takes, per CPU device, as many members as do about 5e7 operations in a gradient together, and at most 32: small
-    networks gain from company, large ones fill the cores alone and lose by sharing the cache and by waiting for the slowest
-    eigen-search. Per accelerator it takes up to 256.
+    `auto` takes, per CPU device, as many members as do about 4e8 operations in a gradient together, or 1e7 of convolutions, and
+    at most 32: small networks gain from company, large ones fill the cores alone. Per accelerator it takes up to 256.
 
     Args:
         batch_size: a number, or `auto`.
         total: how many members there are.
         devices: how many devices share a batch; the result is a multiple of it.
-        cost: operations of one member's gradient.
+        burden: of one member's gradient.
 
     Returns:
         The batch size.
@@ -166,11 +165,11 @@ def batch_length(batch_size: int | str, total: int, devices: int, cost: float = 
         ValueError: for anything else.
 
     Example:
-        >>> batch_length(4, 10, 1), batch_length(3, 10, 2), batch_length("auto", 10, 1, cost=3e8)
+        >>> batch_length(4, 10, 1), batch_length(3, 10, 2), batch_length("auto", 10, 1, burden=3e8)
         (4, 4, 1)
     """
     if batch_size == "auto":
-        alone = members_at_once(cost) if jax.default_backend() == "cpu" else 256
+        alone = members_at_once(burden) if jax.default_backend() == "cpu" else 256
         most = alone * devices
         rounds = -(-total // most)
         batch_size = -(-total // rounds)
@@ -179,14 +178,14 @@ def batch_length(batch_size: int | str, total: int, devices: int, cost: float = 
     return -(-min(int(batch_size), total) // devices) * devices
 
 
-def _gradient_cost(problem, members, start_values, start_function):
-    """Operations of one gradient of one member, found by tracing alone."""
+def _gradient_burden(problem, members, start_values, start_function):
+    """The burden of one gradient of one member, found by tracing alone."""
 
     def gradient(problem, seed, point):
         params = _start_params(problem, seed, point, start_values, start_function)
         return jax.grad(problem.loss)(params)
 
-    return operations(jax.make_jaxpr(gradient)(problem, members.seeds[0], members.take(np.asarray(0)).points).jaxpr)
+    return burden_of(jax.make_jaxpr(gradient)(problem, members.seeds[0], members.take(np.asarray(0)).points).jaxpr)
 
 
 def _start_params(problem, seed, point, start_values, start_function):

@@ -57,14 +57,14 @@ def _ends(problem, flows, steps, start):
     ]
 
 
-@pytest.mark.parametrize("at_once", [1, 8])
-def test_third_derivatives_against_dense_ones_in_a_batch(monkeypatch, at_once):
-    """Each member has its own loss, point and count; side by side or in turns, as large networks do on a CPU."""
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_third_derivatives_against_dense_ones_in_a_batch(monkeypatch, backend):
+    """Each member has its own loss, point and count; in turns as on a CPU, or side by side as elsewhere."""
     rng = np.random.default_rng(0)
     matrix, rows, points = (jnp.asarray(rng.normal(size=size)) for size in ((6, 6), (3, 6), (3, 6)))
     scales, counts = jnp.array([1.0, 0.5, 0.3]), jnp.array([1, 3, 2])
     loss = lambda w, scale: jnp.sum(jnp.tanh(scale * matrix @ w) ** 3)  # noqa: E731
-    monkeypatch.setattr("jaxsharp.curvature.third.members_at_once", lambda cost: at_once)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     table = lambda scale, point, count: third_derivatives(lambda w: loss(w, scale), point, rows, count)  # noqa: E731
     found = jax.jit(jax.vmap(table))(scales, points, counts)
     tensors = jax.jit(jax.vmap(jax.jacfwd(jax.hessian(loss))))(points, scales)

@@ -11,7 +11,7 @@ from support import dense_hessian, digits_network
 import jaxsharp as js
 import jaxsharp.curvature.search as searching
 from jaxsharp import grid
-from jaxsharp._cost import members_at_once, operations
+from jaxsharp._cost import burden_of, members_at_once, operations
 from jaxsharp.curvature import EigenTracker
 
 
@@ -205,7 +205,7 @@ def _batch(stiff):
 
 @pytest.mark.parametrize("chunk", [1, 3, 8])
 def test_a_stiff_member_holds_up_its_own_chunk_only(chunk, monkeypatch):
-    monkeypatch.setattr(searching, "members_at_once", lambda cost: chunk)
+    monkeypatch.setattr(searching, "MEMBERS_ON_CPU", chunk)
     multiplied = []
 
     def solve(matrix):
@@ -234,11 +234,11 @@ def test_a_stiff_member_holds_up_its_own_chunk_only(chunk, monkeypatch):
         assert work == 8 * products[5]  # what chunks are for
 
 
-def test_batch_sizes_follow_the_cost_of_a_gradient():
-    assert grid.batch_length("auto", 100, 1, cost=1e4) == 25
-    assert grid.batch_length("auto", 100, 1, cost=2e7) == 2
-    assert grid.batch_length("auto", 100, 1, cost=1e9) == 1
-    assert grid.batch_length("auto", 100, 2, cost=1e9) == 2
+def test_batch_sizes_follow_the_burden_of_a_gradient():
+    assert grid.batch_length("auto", 100, 1, burden=1e4) == 25
+    assert grid.batch_length("auto", 100, 1, burden=1.5e8) == 2
+    assert grid.batch_length("auto", 100, 1, burden=1e9) == 1
+    assert grid.batch_length("auto", 100, 2, burden=1e9) == 2
     assert members_at_once(0.0) == 32
 
 
@@ -248,6 +248,7 @@ def test_operations_count_products_convolutions_and_loops():
     assert count(lambda a: a.T @ a, matrix) == 2 * 5 * 5 * 7 + 35
     convolve = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))  # noqa: E731
     assert count(convolve, image, kernel) == 2 * 64 * 4 * 27
+    assert burden_of(jax.make_jaxpr(lambda x, k: convolve(x, k) + 1)(image, kernel).jaxpr) == 40 * 2 * 64 * 4 * 27 + 64 * 4
     loop = lambda a: jax.lax.scan(lambda c, _: (c @ a, None), a, length=6)[0]  # noqa: E731
     assert count(loop, jnp.ones((4, 4))) == 6 * 2 * 64
 

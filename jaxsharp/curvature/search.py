@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
-from jaxsharp._cost import members_at_once, operations
 from jaxsharp._factorizations import eigh
 from jaxsharp._types import Array, Block, Count
 
+MEMBERS_ON_CPU = 1
+"""Members of a batch that search side by side on a CPU. Each then takes its own number of rounds and its own branches; side by
+side even small networks take longer (`benchmarks/grid.py`)."""
+
 MEMBERS_ON_ACCELERATOR = 64
-"""Members of a batch that search side by side on a GPU or TPU; on a CPU the operator's cost decides."""
+"""Members of a batch that search side by side on a GPU or TPU."""
 
 ROUNDS_AT_ONCE = 8
 """Rounds after which the members of a batch that are still searching are brought together again."""
@@ -97,8 +100,8 @@ class Search(NamedTuple):
 def search(product: Callable, task: Task, plan: Plan) -> Search:
     """Follows the largest eigenpairs of a symmetric operator until they converge or the budget is spent.
 
-    Under `vmap` members advance in chunks of a size that suits the backend and the operator, and those that are still
-    searching are brought together again every few rounds: a member that needs many rounds holds up its own chunk only.
+    Under `vmap` members advance in chunks of a size that suits the backend, on a CPU one after the other, and those that are
+    still searching are brought together again every few rounds: a member that needs many rounds holds up its own chunk only.
 
     Args:
         product: v -> H v on flat vectors (D,); no derivative flows through what it closes over.
@@ -127,8 +130,7 @@ def search(product: Callable, task: Task, plan: Plan) -> Search:
             jax.tree.map(lambda leaf, has: leaf if has else jnp.broadcast_to(leaf, (size, *jnp.shape(leaf))), tree, flags)
             for tree, flags in zip((task, state), own, strict=True)
         )
-        on_cpu = jax.default_backend() == "cpu"
-        chunk = members_at_once(plan.block * operations(closed.jaxpr)) if on_cpu else MEMBERS_ON_ACCELERATOR
+        chunk = MEMBERS_ON_CPU if jax.default_backend() == "cpu" else MEMBERS_ON_ACCELERATOR
         state = _in_chunks(advance, constants, shared, task, state, plan, min(chunk, size))
         return state, jax.tree.map(lambda _: True, state)
 

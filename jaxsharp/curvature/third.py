@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
-from jaxsharp._cost import members_at_once, operations
 from jaxsharp._types import Block, Count, Loss, Vector
 from jaxsharp.curvature.products import hvp
 
@@ -16,7 +15,7 @@ def third_derivatives(loss: Loss, point: Vector, rows: Block, count: Count | int
     The pairs stand as in the upper triangle read row by row: (0, 0), (0, 1), …, (0, k − 1), (1, 1), …
     By polarization from Q(r) = ∇_w (rᵀ H(w) r), ∇_w (rᵢᵀ H rⱼ) = ½ [Q(rᵢ + rⱼ) − Q(rᵢ) − Q(rⱼ)]: with the same direction twice
     half of what the two derivatives evaluate is the same, which took a third off the time. Under `vmap` on a CPU the members of
-    a batch of large networks take turns, each with its own count.
+    a batch take turns, each with its own count.
 
     Args:
         loss: `(vector) -> scalar`, three times differentiable.
@@ -45,7 +44,7 @@ def third_derivatives(loss: Loss, point: Vector, rows: Block, count: Count | int
     def _(size, batched, *arguments):
         leaves, structure = jax.tree.flatten(arguments)
         flags = jax.tree.leaves(batched)
-        if jax.default_backend() == "cpu" and members_at_once(operations(closed.jaxpr)) == 1:
+        if jax.default_backend() == "cpu":
 
             def member(index):
                 own = [leaf[index] if has else leaf for leaf, has in zip(leaves, flags, strict=True)]
