@@ -2,14 +2,16 @@
 
 VGG-11 and ResNet-20 on noise in the shape of CIFAR-10, a ViT on digits and a decoder-only transformer on the sorting task, each
 with its usual normalization, train by full-batch gradient descent: one run alone, and a grid over seeds in one compiled program.
-Every figure comes from a process of its own, since peak memory is that of a process.
+Every figure comes from a process of its own. "MB with programs" is by how much that process grew until its end; "MB of arrays"
+by how much it grows at its peak when what is compiled already runs once more, so that programs do not count (Linux only).
 
 Run: JAX_NUM_CPU_DEVICES=2 python benchmarks/models.py [--tiny] [--out models.json]
 """
 
 import argparse
+import ctypes
+import gc
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,8 @@ import numpy as np  # noqa: E402
 from _report import machine, timed, write  # noqa: E402
 
 import jaxsharp as js  # noqa: E402
+from jaxsharp import grid  # noqa: E402
+from jaxsharp._cost import burden_of  # noqa: E402
 
 EVERY = 5
 
@@ -44,7 +48,7 @@ def main() -> None:
     setting = {"members": 2, "steps": EVERY, "images": 4} if options.tiny else {"members": 4, "steps": 2 * EVERY, "images": 20}
     figures = {}
     for name in ["MLP"] if options.tiny else [name for name in PROBLEMS if name != "MLP"]:
-        alone, grid = (_in_a_process(name, members, setting) for members in (1, setting["members"]))
+        alone, together = (_in_a_process(name, members, setting) for members in (1, setting["members"]))
         print(f"{name} is measured", file=sys.stderr, flush=True)
         each = setting["members"]
         figures[name] = {
@@ -52,15 +56,19 @@ def main() -> None:
             "ms a step alone": alone["plain ms"],
             "ms a step alone, with sharpness": alone["followed ms"],
             "with sharpness / without, alone": alone["followed ms"] / alone["plain ms"],
-            "ms a step and member in the grid": grid["plain ms"] / each,
-            "ms a step and member in the grid, with sharpness": grid["followed ms"] / each,
-            "grid, a member / alone": grid["plain ms"] / each / alone["plain ms"],
-            "grid, a member / alone, with sharpness": grid["followed ms"] / each / alone["followed ms"],
+            "ms a step and member in the grid": together["plain ms"] / each,
+            "ms a step and member in the grid, with sharpness": together["followed ms"] / each,
+            "grid, a member / alone": together["plain ms"] / each / alone["plain ms"],
+            "grid, a member / alone, with sharpness": together["followed ms"] / each / alone["followed ms"],
             "seconds to compile": alone["compile s"],
-            "seconds to compile the grid": grid["compile s"],
-            "MB alone": alone["MB"],
-            "MB of the grid": grid["MB"],
-            "MB a further member": (grid["MB"] - alone["MB"]) / (each - 1),
+            "seconds to compile the grid": together["compile s"],
+            "members side by side": together["side by side"],
+            "MB of arrays, alone": alone["plain MB"],
+            "MB of arrays, alone, with sharpness": alone["followed MB"],
+            "MB of arrays a member in the grid": together["plain MB"] / together["side by side"],
+            "MB of arrays a member in the grid, with sharpness": together["followed MB"] / together["side by side"],
+            "MB with programs, alone": alone["MB"],
+            "MB with programs, grid": together["MB"],
             "products a measurement": alone["products a measurement"],
         }
         report = {"setting": setting | {"every": EVERY}, "figures": figures, "devices": jax.device_count(), **machine()}
@@ -101,9 +109,13 @@ def _in_a_process(name, members, setting):
 def _measure(name, members, steps, images):
     problem = PROBLEMS[name](images)
     shapes = jax.eval_shape(problem.init, jax.random.key(0))
+    burden = burden_of(jax.make_jaxpr(lambda p, key: jax.grad(p.loss)(p.init(key)))(problem, jax.random.key(0)).jaxpr)
     jax.block_until_ready(jnp.ones(8) @ jnp.ones(8))
-    before = _resident()
-    figures = {"parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes))}
+    before = _memory("VmRSS")
+    figures = {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+        "side by side": grid.batch_length("auto", members, min(jax.device_count(), members), burden),
+    }
     for kind, probes in (("plain", ["loss"]), ("followed", ["loss", "sharpness"])):
 
         def run(probes=probes):
@@ -120,16 +132,28 @@ def _measure(name, members, steps, images):
             )
 
         ds, first, seconds = timed(run, 2)
+        figures["MB"] = _memory("VmHWM") - before
         figures[f"{kind} ms"] = 1e3 * seconds / steps
+        figures[f"{kind} MB"] = _peak(run)
     figures["compile s"] = first - seconds
-    figures["MB"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e6
     figures["products a measurement"] = float(ds.hvps.mean()) / (steps // EVERY + 1)
     return figures
 
 
-def _resident():
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+def _peak(run):
+    """By how many MB the process grows at its peak during a call."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before counts as free
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _memory("VmRSS")
+    run()
+    return _memory("VmHWM") - before
+
+
+def _memory(name):
+    """MB that the process holds (VmRSS) or has held at most (VmHWM)."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 if __name__ == "__main__":
