@@ -7,13 +7,13 @@ import math
 
 from jax.extend import core
 
-BURDEN_AT_ONCE = 4e8
+BURDEN_AT_ONCE = 6e8
 """Burden of one gradient, all members of a batch together, past which more members side by side do not pay on a CPU."""
 
 MEMBERS_AT_ONCE = 32
 """Most members side by side on a CPU, where larger batches only cost memory."""
 
-CONVOLUTION = 40.0
+CONVOLUTION = 60.0
 """What an operation of a convolution counts for: on a CPU those of several members, each with its own kernel, do not run well
 together."""
 
@@ -32,7 +32,7 @@ def members_at_once(burden: float) -> int:
 
     Example:
         >>> members_at_once(1e3), members_at_once(1e8), members_at_once(1e9)
-        (32, 4, 1)
+        (32, 6, 1)
     """
     return max(1, min(MEMBERS_AT_ONCE, int(BURDEN_AT_ONCE / max(burden, 1.0))))
 

@@ -149,8 +149,9 @@ def execute(
 def batch_length(batch_size: int | str, total: int, devices: int, burden: float = 0.0) -> int:
     """Chooses how many members one compiled call runs.
 
-    `auto` takes, per CPU device, as many members as do about 4e8 operations in a gradient together, or 1e7 of convolutions, and
-    at most 32: small networks gain from company, large ones fill the cores alone. Per accelerator it takes up to 256.
+    `auto` takes, per CPU device, at most as many members as do 6e8 operations in a gradient together, or 1e7 of convolutions, and
+    at most 32: small networks gain from company, large ones fill the cores alone. Per accelerator it takes up to 256. The last
+    batch has the shape of the others, so it takes up to half of that where this leaves fewer places empty.
 
     Args:
         batch_size: a number, or `auto`.
@@ -171,11 +172,15 @@ def batch_length(batch_size: int | str, total: int, devices: int, burden: float 
     if batch_size == "auto":
         alone = members_at_once(burden) if jax.default_backend() == "cpu" else 256
         most = alone * devices
-        rounds = -(-total // most)
-        batch_size = -(-total // rounds)
+        batch_size = total if total <= most else _least_padded(total, most, devices)
     if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
         raise ValueError(f"batch_size must be 'auto' or a whole number, at least 1, got {batch_size!r}.")
     return -(-min(int(batch_size), total) // devices) * devices
+
+
+def _least_padded(total, most, devices):
+    """The batch, a multiple of `devices` above half of `most`, that wastes the fewest places; the largest of such."""
+    return min(range(most, most // 2, -devices), key=lambda size: -total % size)
 
 
 def _gradient_burden(problem, members, start_values, start_function):

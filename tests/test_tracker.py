@@ -61,8 +61,8 @@ def test_a_loose_tracker_improves_from_one_measurement_to_the_next_at_one_produc
     """By the free power steps: on a fixed operator it goes on to the true eigenvalue, long after its tolerance is met."""
     spectrum = np.r_[2.0, 1.4, np.linspace(-1, 1, 58)]
     basis = jnp.asarray(_basis(60))
-    blank = jnp.zeros((1, 60), basis.dtype)
-    found = _follow(EigenTracker(k=1, tol=0.5, guards=0), basis, np.tile(spectrum, (40, 1)), blank)
+    rough = jnp.asarray(np.random.default_rng(0).normal(size=(1, 60)), basis.dtype)
+    found = _follow(EigenTracker(k=1, tol=0.5, guards=0), basis, np.tile(spectrum, (40, 1)), rough)
     assert (found.matvecs[1:] == 1).all()
     assert float(found.values[1, 0]) < 1.99
     np.testing.assert_allclose(found.values[-1, 0], 2.0, rtol=1e-8 if precision == "float64" else 1e-5)
@@ -81,10 +81,11 @@ def _random_spectra(count, size, seed=0):
     return np.sort(np.stack([kinds[index % len(kinds)]() for index in range(count)]))[:, ::-1]
 
 
-def test_converged_in_a_thousand_random_cases_means_what_it_says(precision):
-    """The distance to an eigenvalue is bounded in all; in at most 5 of 1,000 the rank is wrong by more than the tolerance."""
+@pytest.mark.parametrize("wanted", [1, 2, 5])
+def test_converged_in_a_thousand_random_cases_means_what_it_says(wanted, precision):
+    """Every value is within the tolerance of an eigenvalue, and of the one of its rank."""
     del precision
-    size, wanted, tol = 40, 2, 1e-2
+    size, tol = 40, 1e-2
     spectra = _random_spectra(1000, size)
     bases = np.stack([_basis(size, seed) for seed in range(1000)])
     matrices = jnp.asarray(np.einsum("mij,mj,mkj->mik", bases, spectra, bases))
@@ -94,12 +95,18 @@ def test_converged_in_a_thousand_random_cases_means_what_it_says(precision):
 
     pairs = jax.jit(jax.vmap(solve))(matrices, jax.random.split(jax.random.key(0), 1000))
     assert pairs.converged.all()
-    scale = np.abs(spectra).max(axis=1)[:, None]
-    values = np.asarray(pairs.values, float)
-    nearest = np.abs(values[:, :, None] - spectra[:, None, :]).min(axis=2)
-    assert (nearest <= tol * scale * (1 + 1e-3)).all()
-    ranked = np.abs(values - spectra[:, :wanted]) > tol * scale
-    assert ranked.any(axis=1).sum() <= 5
+    errors = np.abs(np.asarray(pairs.values, float) - spectra[:, :wanted])
+    assert (errors <= tol * np.abs(spectra).max(axis=1)[:, None]).all()
+
+
+def test_a_cold_search_does_not_spend_its_budget_below_rounding(precision):
+    """A tolerance near rounding is not cut to a hundredth of it, which no search could reach."""
+    tol = {"float64": 1e-13, "float32": 1e-5}[precision]
+    spectrum = np.linspace(0, 1, 100) ** 3
+    basis = _basis(100)
+    found = _solve(jnp.asarray((basis * spectrum) @ basis.T), 1, tol=tol, max_matvecs=200)
+    assert found.converged
+    assert int(found.matvecs) < 80
 
 
 def _solve(matrix, k, **options):
@@ -174,7 +181,10 @@ def _dense(problem, w):
 
 
 def test_a_tracked_curve_of_a_real_network_against_dense_at_every_measurement(precision):
-    """Every value is an eigenvalue to the tolerance, nearly every one that of its rank, and most are right to a tenth of it."""
+    """Every value is an eigenvalue to the tolerance, the first two always those of their rank, and most are right to a tenth of it.
+
+    The third may be that of the fourth for a few measurements while the two cross: a guard finds the new one over some of them.
+    """
     problem = digits_network(widths=(6,), count=40)
     start = problem.init(jax.random.key(1))
     probes = [js.probes.sharpness(k=3), "parameters"]
@@ -189,7 +199,8 @@ def test_a_tracked_curve_of_a_real_network_against_dense_at_every_measurement(pr
     nearest = np.abs(values[:, :, None] - exact[:, None, :]).min(axis=2)
     assert (nearest <= 1e-2 * scale).all()
     errors = np.abs(values - exact[:, :3]) / scale
-    assert np.mean(errors > 1e-2) <= 0.03
+    assert (errors[:, :2] <= 1e-2).all()
+    assert np.mean(errors[:, 2] > 1e-2) <= 0.1
     assert np.quantile(errors, 0.8) < 1e-3
     assert exact[:, 0].max() > 1.5 * exact[:, 0].min()  # not a flat curve
     later = ds.sharpness_products[1:]
@@ -234,11 +245,14 @@ def test_a_stiff_member_holds_up_its_own_chunk_only(chunk, monkeypatch):
         assert work == 8 * products[5]  # what chunks are for
 
 
-def test_batch_sizes_follow_the_burden_of_a_gradient():
+def test_batch_sizes_follow_the_burden_of_a_gradient_and_leave_few_places_empty():
     assert grid.batch_length("auto", 100, 1, burden=1e4) == 25
-    assert grid.batch_length("auto", 100, 1, burden=1.5e8) == 2
+    assert grid.batch_length("auto", 100, 1, burden=2.9e8) == 2
     assert grid.batch_length("auto", 100, 1, burden=1e9) == 1
     assert grid.batch_length("auto", 100, 2, burden=1e9) == 2
+    assert grid.batch_length("auto", 16, 1, burden=1.9e8) == 2  # 3 at a time would run 18
+    assert grid.batch_length("auto", 17, 1, burden=6e8 / 16) == 9
+    assert grid.batch_length("auto", 37, 2, burden=6e8 / 16) == 20  # not 32, which would run 64, nor 19, which two cannot share
     assert members_at_once(0.0) == 32
 
 
@@ -248,7 +262,7 @@ def test_operations_count_products_convolutions_and_loops():
     assert count(lambda a: a.T @ a, matrix) == 2 * 5 * 5 * 7 + 35
     convolve = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))  # noqa: E731
     assert count(convolve, image, kernel) == 2 * 64 * 4 * 27
-    assert burden_of(jax.make_jaxpr(lambda x, k: convolve(x, k) + 1)(image, kernel).jaxpr) == 40 * 2 * 64 * 4 * 27 + 64 * 4
+    assert burden_of(jax.make_jaxpr(lambda x, k: convolve(x, k) + 1)(image, kernel).jaxpr) == 60 * 2 * 64 * 4 * 27 + 64 * 4
     loop = lambda a: jax.lax.scan(lambda c, _: (c @ a, None), a, length=6)[0]  # noqa: E731
     assert count(loop, jnp.ones((4, 4))) == 6 * 2 * 64
 
