@@ -181,9 +181,9 @@ def _dense(problem, w):
 
 
 def test_a_tracked_curve_of_a_real_network_against_dense_at_every_measurement(precision):
-    """Every value is an eigenvalue to the tolerance, the first two always those of their rank, and most are right to a tenth of it.
+    """Every value is an eigenvalue to the tolerance, the first two those of their rank, and most are right to a tenth of it.
 
-    The third may be that of the fourth for a few measurements while the two cross: a guard finds the new one over some of them.
+    The third may be the fourth for a few measurements after the two have crossed: a guard finds the new one over some of them.
     """
     problem = digits_network(widths=(6,), count=40)
     start = problem.init(jax.random.key(1))
