@@ -2,8 +2,10 @@
 
 VGG-11 and ResNet-20 on noise in the shape of CIFAR-10, a ViT on digits and a decoder-only transformer on the sorting task, each
 with its usual normalization, train by full-batch gradient descent: one run alone, and a grid over seeds in one compiled program.
-Every figure comes from a process of its own. "MB with programs" is by how much that process grew until its end; "MB of arrays"
-by how much it grows at its peak when what is compiled already runs once more, so that programs do not count (Linux only).
+Every figure comes from a process of its own. Times are differences between a longer and a shorter run of the same program,
+without what each run costs once (its start, the first search from random directions). "MB of arrays" is by how much the process
+grows at its peak when what is compiled already runs once more, to within a few MB; "MB with programs" by how much it has grown in
+all (Linux only).
 
 Run: JAX_NUM_CPU_DEVICES=2 python benchmarks/models.py [--tiny] [--out models.json]
 """
@@ -14,6 +16,7 @@ import gc
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from jaxsharp import selfcheck
@@ -31,21 +34,25 @@ from jaxsharp._cost import burden_of  # noqa: E402
 
 EVERY = 5
 
+LENGTHS = {"ViT": (80, 150), "transformer": (80, 150)}
+"""Steps of the shorter and the longer run; both record into buffers of one size, so that they share a program."""
+
+MMAP_THRESHOLD = -3
+"""The C library's name of the size from which memory is mapped."""
+
 
 def main() -> None:
     """Measures each network alone and in a grid, each in a process of its own, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a setting of seconds, to see that this still runs")
-    parser.add_argument(
-        "--measure", nargs=4, metavar=("NETWORK", "MEMBERS", "STEPS", "IMAGES"), help="measure here, print figures"
-    )
+    parser.add_argument("--measure", nargs=3, metavar=("NETWORK", "MEMBERS", "IMAGES"), help="measure here, print figures")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     if options.measure:
         name, *numbers = options.measure
         print(json.dumps(_measure(name, *map(int, numbers))))
         return
-    setting = {"members": 2, "steps": EVERY, "images": 4} if options.tiny else {"members": 4, "steps": 2 * EVERY, "images": 20}
+    setting = {"members": 2, "images": 4} if options.tiny else {"members": 4, "images": 20}
     figures = {}
     for name in ["MLP"] if options.tiny else [name for name in PROBLEMS if name != "MLP"]:
         alone, together = (_in_a_process(name, members, setting) for members in (1, setting["members"]))
@@ -70,6 +77,7 @@ def main() -> None:
             "MB with programs, alone": alone["MB"],
             "MB with programs, grid": together["MB"],
             "products a measurement": alone["products a measurement"],
+            "steps": alone["steps"],
         }
         report = {"setting": setting | {"every": EVERY}, "figures": figures, "devices": jax.device_count(), **machine()}
         if options.out:  # after each network, since deep ones take minutes to compile
@@ -101,12 +109,12 @@ PROBLEMS = {
 
 
 def _in_a_process(name, members, setting):
-    arguments = [name, str(members), str(setting["steps"]), str(setting["images"])]
+    arguments = [name, str(members), str(setting["images"])]
     found = subprocess.run([sys.executable, __file__, "--measure", *arguments], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(found.stdout.splitlines()[-1])
 
 
-def _measure(name, members, steps, images):
+def _measure(name, members, images):
     problem = PROBLEMS[name](images)
     shapes = jax.eval_shape(problem.init, jax.random.key(0))
     burden = burden_of(jax.make_jaxpr(lambda p, key: jax.grad(p.loss)(p.init(key)))(problem, jax.random.key(0)).jaxpr)
@@ -116,34 +124,41 @@ def _measure(name, members, steps, images):
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
         "side by side": grid.batch_length("auto", members, min(jax.device_count(), members), burden),
     }
-    for kind, probes in (("plain", ["loss"]), ("followed", ["loss", "sharpness"])):
+    shorter, longer = figures["steps"] = LENGTHS.get(name, (5, 10))
 
-        def run(probes=probes):
-            seeds = list(range(members))
-            return js.sweep(
-                problem,
-                js.optimizers.gd,
-                {"learning_rate": [1e-2]},
-                seeds=seeds,
-                steps=steps,
-                every=EVERY,
-                probes=probes,
-                progress=False,
-            )
+    def run(probes, steps):
+        return js.sweep(
+            problem,
+            js.optimizers.gd,
+            {"learning_rate": [1e-2]},
+            seeds=list(range(members)),
+            steps=steps,
+            every=EVERY,
+            probes=probes,
+            progress=False,
+        )
 
-        ds, first, seconds = timed(run, 2)
-        figures["MB"] = _memory("VmHWM") - before
-        figures[f"{kind} ms"] = 1e3 * seconds / steps
-        figures[f"{kind} MB"] = _peak(run)
-    figures["compile s"] = first - seconds
-    figures["products a measurement"] = float(ds.hvps.mean()) / (steps // EVERY + 1)
+    kinds = {"plain": ["loss"], "followed": ["loss", "sharpness"]}
+    for kind, probes in kinds.items():
+        some, first, few = timed(partial(run, probes, shorter), 3)
+        ds, again, many = timed(partial(run, probes, longer), 3)
+        assert again < first, "the longer run was compiled anew; choose lengths of which both fill buffers of one size"
+        figures[f"{kind} ms"] = 1e3 * (many - few) / (longer - shorter)
+    figures["compile s"] = first - few
+    figures["products a measurement"] = float((ds.hvps - some.hvps).mean()) * EVERY / (longer - shorter)
+    figures["MB"] = _memory("VmHWM") - before
+    for kind, probes in kinds.items():  # last, since it changes how memory is given back
+        figures[f"{kind} MB"] = _peak(partial(run, probes, shorter))
     return figures
 
 
 def _peak(run):
     """By how many MB the process grows at its peak during a call."""
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(MMAP_THRESHOLD, 2**16)  # larger arrays are given back as soon as they are freed
+    run()
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before counts as free
+    libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = _memory("VmRSS")
     run()

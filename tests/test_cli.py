@@ -115,7 +115,7 @@ def test_a_run_interrupted_before_anything_was_finished_leaves_nothing(tmp_path,
         raise KeyboardInterrupt
 
     monkeypatch.setattr(importlib.import_module("jaxsharp.experiments.bn_regression"), "sweep", interrupted)
-    assert main([*tiny.RUN, "--out", str(tmp_path)]) == 130
+    assert main([*tiny.RUN, "--out", str(tmp_path / "out")]) == 130
     assert "run it again" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -164,8 +164,13 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_runs(tmp_path, 
 
 
 def test_images_that_no_interpolant_fits_leave_no_checkpoint(tmp_path, capsys):
-    assert "images=60" in refused(["run", "bn-regression", "--set", "images=60", "--out", tmp_path, "--no-progress"], capsys)
-    assert list(tmp_path.iterdir()) == []
+    out = tmp_path / "out"
+    assert "images=60" in refused(["run", "bn-regression", "--set", "images=60", "--out", out, "--no-progress"], capsys)
+    assert not out.exists()
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    assert "images=60" in refused(["run", "bn-regression", "--set", "images=60", "--out", out, "--no-progress"], capsys)
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
 
 
 def test_help_and_version_exit_with_0(capsys):

@@ -99,15 +99,19 @@ class Output:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Turns Ctrl-C into a sentence that says how to go on, and leaves no checkpoint that holds nothing."""
+        """Turns Ctrl-C into a sentence that says how to go on; a failed run leaves no checkpoint or folder that holds nothing."""
         try:
             yield
-        except KeyboardInterrupt:
-            how = f"go on with `{self.again}`" if self.begun else "nothing was finished yet, so run it again from the start"
-            raise Interrupted(f"interrupted; {how}.") from None
-        finally:
-            if not self.begun:
+        except BaseException as error:
+            begun = self.begun
+            if not begun:
                 self.clear()
+                with contextlib.suppress(OSError):  # it holds something else
+                    self.folder.rmdir()
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            how = f"go on with `{self.again}`" if begun else "nothing was finished yet, so run it again from the start"
+            raise Interrupted(f"interrupted; {how}.") from None
 
 
 def write_figure(figure, path: Path) -> None:

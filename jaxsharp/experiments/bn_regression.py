@@ -249,7 +249,7 @@ def _draw(dataset, canvas):
     for axes, title in ((angle, "(a)"), (sharpness, "(b)"), (error, f"(c)   flow: < {_ceiling(worst)} rad")):
         shared.plain(axes, title)
         axes.set_xlabel(rf"time τ = {_PRODUCT}$t$")
-    canvas.supxlabel(f"lines: median over {dataset.sizes['seed']} seeds; bands and thin lines: least and largest", fontsize=7)
+    canvas.supxlabel(shared.bands(dataset.sizes["seed"], "bands and thin lines"), fontsize=7)
     return canvas
 
 

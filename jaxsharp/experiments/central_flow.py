@@ -307,7 +307,7 @@ def figure(dataset: xr.Dataset) -> "Figure":
         rows[0][0].legend(loc="lower right")
         lines = {line.get_label(): line for axes in rows[:, 1:].flat for line in axes.lines}
         canvas.legend(handles=list(lines.values()), loc="outside upper right", ncols=len(lines))
-        canvas.supxlabel(shared.BANDS.format(dataset.sizes["seed"]), fontsize=6)
+        canvas.supxlabel(shared.bands(dataset.sizes["seed"]), fontsize=6)
         return canvas
 
 

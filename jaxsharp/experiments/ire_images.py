@@ -154,7 +154,7 @@ def run(settings: Settings, *, progress: bool = False, checkpoint: str | os.Path
     grid = {"learning_rate": sorted(settings.learning_rates), "rho": (0.0, *sorted(settings.rhos))}
     grid["kappa"] = (0.0, *sorted(settings.kappas))
     common = {"steps": settings.steps, "every": settings.steps, "minibatch": settings.minibatch, "progress": progress}
-    common |= {"batch_size": 1, "probes": ("metrics", "loss", "parameters")}  # convolutions gain nothing from company on a CPU
+    common |= {"probes": ("metrics", "loss", "parameters")}
     parts, found = {}, []
     for network in settings.networks:
         validation, test = _problems(network, *sizes, bool(jax.config.jax_enable_x64))

@@ -170,7 +170,6 @@ def run(settings: Settings, *, progress: bool = False, checkpoint: str | os.Path
             every=steps // settings.measurements,
             probes=PROBES,
             minibatch=settings.minibatch,
-            batch_size=1,  # minibatches of a transformer fill a core alone
             checkpoint=None if checkpoint is None else Path(checkpoint) / f"{stretch:g}",
             progress=progress,
         )

@@ -176,7 +176,7 @@ def figure(dataset: xr.Dataset) -> "Figure":
         panels["nuclear_norm"].axhline(dataset.attrs["true_nuclear_norm"], color="black", linewidth=0.8, linestyle="dotted")
         panels["nuclear_norm"].legend(title="weight decay λ̂", loc="lower right")
         canvas.supxlabel(
-            f"learning rate {rate:g}; {shared.BANDS.format(dataset.sizes['seed'])}; dotted: the matrix to complete",
+            f"learning rate {rate:g}; {shared.bands(dataset.sizes['seed'])}; dotted: the matrix to complete",
             fontsize=7,
         )
         return canvas

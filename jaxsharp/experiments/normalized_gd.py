@@ -275,7 +275,7 @@ def figure(dataset: xr.Dataset) -> "Figure":
                 axes.set_xlabel("flow time, of the whole")
         seeds = dataset.sizes["seed"]
         canvas.supxlabel(
-            f"{shared.BANDS.format(seeds)}, without those whose flow stopped; left: medians; right: a thin line for each seed",
+            f"{shared.bands(seeds)}, without those whose flow stopped; left: medians; right: a thin line for each seed",
             fontsize=7,
         )
         return canvas

@@ -282,7 +282,7 @@ def figure(dataset: xr.Dataset) -> "Figure":
         panels[2].set(xlabel="size of the first full swing", ylabel="period / small period")
         panels[2].legend(loc="upper left")
         shared.plain(panels[2], "(c)")
-        words = f"small period: π/√(2η̂λ̂) steps; {shared.BANDS.format(dataset.sizes['seed'])}; (c): a dot for each run"
+        words = f"small period: π/√(2η̂λ̂) steps; {shared.bands(dataset.sizes['seed'])}; (c): a dot for each run"
         canvas.supxlabel(words, fontsize=7)
         return canvas
 

@@ -23,9 +23,6 @@ LABELS = {
 }
 """Titles of what several experiments record."""
 
-BANDS = "lines: median over {} seeds; bands: least and largest"
-"""What lines and bands of a figure are."""
-
 
 def check_rates(settings: Any) -> None:
     """Refuses learning rates and weight decays that are not above 0, or that together reverse the sign of the parameters.
@@ -107,6 +104,23 @@ def label(dataset: xr.Dataset, **more: str) -> None:
     for name, title in {**LABELS, **more}.items():
         if name in dataset.variables:
             dataset[name].attrs.update(long_name=title, units="1")
+
+
+def bands(seeds: int, what: str = "bands") -> str:
+    """Says what lines and bands of a figure are.
+
+    Args:
+        seeds: how many there are.
+        what: what shows their spread.
+
+    Returns:
+        A part of a sentence.
+
+    Example:
+        >>> bands(4), bands(1)
+        ('lines: median over 4 seeds; bands: least and largest', 'one seed')
+    """
+    return "one seed" if seeds == 1 else f"lines: median over {seeds} seeds; {what}: least and largest"
 
 
 def colors(count: int) -> list:
