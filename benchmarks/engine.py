@@ -4,11 +4,11 @@ The same full-batch training (digits, tanh MLP 64-100-100-10, squared loss, GD) 
 each without sharpness, with it every 10 steps, and with it every step to a looser tolerance; also where the next step reuses
 the gradient of the measurement. Where PyTorch and SciPy are installed, so is the recipe of the edge-of-stability papers: a loop
 in Python, double-backward products, `eigsh` every 10 steps. First calls, which compile, are timed apart; the others are
-repeated in turn, and the ratios are medians over the repeats of ratios within one repeat, so that a noisy machine disturbs both
-sides alike.
+repeated in turn, so that a noisy machine disturbs all alike, and the ratios are those of medians over the repeats: a single run
+of a fifth of a second takes now one time and now another, which medians of ratios within one repeat would follow.
 
 Run: python benchmarks/engine.py [--tiny] [--members 16] [--out engine.json]
-With JAX_NUM_CPU_DEVICES=2 the grid is also spread over that many devices of a CPU, one member each at a time.
+With JAX_NUM_CPU_DEVICES=2 the grid is also spread over that many devices of a CPU.
 """
 
 import argparse
@@ -78,14 +78,13 @@ def main() -> None:
         first[name] = _time(way)[0]
     for repeat in range(repeats):
         for name, way in ways.items():
-            if "PyTorch" in name and repeat > 1:
-                continue  # half a minute each; two tell enough
+            if "PyTorch" in name and repeat > 2:
+                continue  # three tell enough
             took, results[name] = _time(way)
             seconds[name].append(took)
 
     def ratio(above, below, scale=1.0):
-        pairs = zip(seconds[above], seconds[below], strict=False)
-        return statistics.median(scale * a / b for a, b in pairs)
+        return scale * statistics.median(seconds[above]) / statistics.median(seconds[below])
 
     products = results["grid, sharpness every 10"].sharpness_products
     figures = {
