@@ -372,7 +372,7 @@ def test_a_failed_self_check_is_one_sentence(tmp_path, capsys, monkeypatch):
         raise selfcheck.NumericalSelfCheckError("products are wrong; set the flag")
 
     monkeypatch.setattr(selfcheck, "ensure", ensure)
-    assert "products are wrong" in refused([*tiny.RUN, "--out", tmp_path], capsys)
+    assert "products are wrong" in refused([*tiny.RUN, "--out", tmp_path / "out"], capsys)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -193,9 +193,7 @@ def figure(dataset: xr.Dataset) -> "Figure":
             shared.plain(axes, letter)
         for axes in (sharpness, distance):
             axes.set_xlabel("intrinsic time τ = η̂λ̂t")
-        canvas.supxlabel(
-            f"{shared.BANDS.format(dataset.sizes['seed'])}; (a): medians; (c): a thin line for each seed", fontsize=7
-        )
+        canvas.supxlabel(f"{shared.bands(dataset.sizes['seed'])}; (a): medians; (c): a thin line for each seed", fontsize=7)
         return canvas
 
 

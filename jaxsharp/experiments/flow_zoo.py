@@ -188,7 +188,7 @@ def figure(dataset: xr.Dataset) -> "Figure":
         for axes, letter in zip(panels.values(), "abc", strict=True):
             shared.plain(axes, f"({letter})")
             axes.set_xlabel("optimizer steps")
-        canvas.supxlabel(shared.BANDS.format(dataset.sizes["seed"]), fontsize=7)
+        canvas.supxlabel(shared.bands(dataset.sizes["seed"]), fontsize=7)
         return canvas
 
 
