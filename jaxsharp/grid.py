@@ -166,7 +166,7 @@ def batch_length(batch_size: int | str, total: int, devices: int, burden: float 
         ValueError: for anything else.
 
     Example:
-        >>> batch_length(4, 10, 1), batch_length(3, 10, 2), batch_length("auto", 10, 1, burden=3e8)
+        >>> batch_length(4, 10, 1), batch_length(3, 10, 2), batch_length("auto", 10, 1, burden=1e9)
         (4, 4, 1)
     """
     if batch_size == "auto":
