@@ -13,7 +13,7 @@ BURDEN_AT_ONCE = 6e8
 MEMBERS_AT_ONCE = 32
 """Most members side by side on a CPU, where larger batches only cost memory."""
 
-CONVOLUTION = 60.0
+CONVOLUTION = 150.0
 """What an operation of a convolution counts for: on a CPU those of several members, each with its own kernel, do not run well
 together."""
 

@@ -149,7 +149,7 @@ def execute(
 def batch_length(batch_size: int | str, total: int, devices: int, burden: float = 0.0) -> int:
     """Chooses how many members one compiled call runs.
 
-    `auto` takes, per CPU device, at most as many members as do 6e8 operations in a gradient together, or 1e7 of convolutions, and
+    `auto` takes, per CPU device, at most as many members as do 6e8 operations in a gradient together, or 4e6 of convolutions, and
     at most 32: small networks gain from company, large ones fill the cores alone. Per accelerator it takes up to 256. The last
     batch has the shape of the others, so it takes up to half of that where this leaves fewer places empty.
 

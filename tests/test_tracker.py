@@ -81,7 +81,7 @@ def _random_spectra(count, size, seed=0):
     return np.sort(np.stack([kinds[index % len(kinds)]() for index in range(count)]))[:, ::-1]
 
 
-@pytest.mark.parametrize("wanted", [1, 2, 5])
+@pytest.mark.parametrize("wanted", [1, 5])
 def test_converged_in_a_thousand_random_cases_means_what_it_says(wanted, precision):
     """Every value is within the tolerance of an eigenvalue, and of the one of its rank."""
     del precision
@@ -262,7 +262,7 @@ def test_operations_count_products_convolutions_and_loops():
     assert count(lambda a: a.T @ a, matrix) == 2 * 5 * 5 * 7 + 35
     convolve = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))  # noqa: E731
     assert count(convolve, image, kernel) == 2 * 64 * 4 * 27
-    assert burden_of(jax.make_jaxpr(lambda x, k: convolve(x, k) + 1)(image, kernel).jaxpr) == 60 * 2 * 64 * 4 * 27 + 64 * 4
+    assert burden_of(jax.make_jaxpr(lambda x, k: convolve(x, k) + 1)(image, kernel).jaxpr) == 150 * 2 * 64 * 4 * 27 + 64 * 4
     loop = lambda a: jax.lax.scan(lambda c, _: (c @ a, None), a, length=6)[0]  # noqa: E731
     assert count(loop, jnp.ones((4, 4))) == 6 * 2 * 64
 
