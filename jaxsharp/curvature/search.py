@@ -13,7 +13,7 @@ from jaxsharp._types import Array, Block, Count
 
 MEMBERS_ON_CPU = 1
 """Members of a batch that search side by side on a CPU. Each then takes its own number of rounds and its own branches; side by
-side even small networks take longer (`benchmarks/grid.py`)."""
+side all but the smallest networks take longer (`benchmarks/grid.py`)."""
 
 MEMBERS_ON_ACCELERATOR = 64
 """Members of a batch that search side by side on a GPU or TPU."""

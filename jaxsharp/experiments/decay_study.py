@@ -232,8 +232,7 @@ def figure(dataset: xr.Dataset) -> "Figure":
             *panels[0, -1].get_legend_handles_labels(), title="weight decay λ̂", loc="lower right", borderaxespad=0
         )
         seeds, at = dataset.sizes["seed"], "" if len(rates) > 1 else f" at learning rate {rates[0]:g}"
-        more = f"; {shared.bands(seeds)}"
-        canvas.supxlabel(f"{words}{at}{more}", fontsize=7)
+        canvas.supxlabel(f"{words}{at}; {shared.bands(seeds)}", fontsize=7)
         return canvas
 
 
