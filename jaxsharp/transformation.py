@@ -83,9 +83,15 @@ class OptimizerDynamics:
 
     def step(self, problem: Problem, state: State) -> State:
         """Takes one optimizer step; a step from a loss, or to parameters, not finite or huge is not taken and sets DIVERGED."""
+        if state.slope is not None:
+            return self.advance(problem, state, jnp.ones((), jnp.int32))
+        return self._move(problem, state, lambda part: jax.value_and_grad(part.loss)(state.params))
+
+    def _move(self, problem, state, slope):
+        """A step by the loss and the gradient that `slope(problem of the samples)` gives."""
         step = common_count(state.count)
         problem, order = self._minibatch_of(problem, state, step)
-        value, gradient = _slope(problem, state, step)
+        value, gradient = slope(problem)
         extra = _extra_arguments(problem, state.params, step, value, gradient)
         if self.seed is not None:
             extra["key"] = jax.random.fold_in(jax.random.key(self.seed), _OPTIMIZER)
@@ -112,8 +118,20 @@ class OptimizerDynamics:
         return replace(kept, status=state.status | jnp.where(still, 0, diverged | doubtful.astype(diverged.dtype)))
 
     def advance(self, problem: Problem, state: State, steps: Count) -> State:
-        """Takes a traced number of steps."""
-        return jax.lax.fori_loop(0, steps, lambda _, state: self.step(problem, state), state)
+        """Takes a traced number of steps, the first by the slope that a measurement has handed on, where one has."""
+
+        def evaluated(_, state):
+            return self._move(problem, state, lambda part: jax.value_and_grad(part.loss)(state.params))
+
+        def handed_on(_, state):
+            return self._move(problem, state, lambda _: (state.slope.value, state.slope.gradient))
+
+        first = jnp.zeros((), steps.dtype)
+        if state.slope is not None:
+            known = common_count(state.slope.count) == common_count(state.count)
+            first = jnp.where(known, jnp.minimum(steps, 1), 0).astype(steps.dtype)
+            state = jax.lax.fori_loop(0, first, handed_on, state)
+        return jax.lax.fori_loop(first, steps, evaluated, state)
 
     def params(self, state: State) -> Params:
         """Reads the parameters."""
@@ -142,17 +160,6 @@ _MINIBATCH, _OPTIMIZER = 1, 2  # streams of random numbers under one seed
 def _no_slope(params):
     zeros = jax.tree.map(jnp.zeros_like, params)
     return Slope(jnp.zeros((), jax.tree.leaves(params)[0].dtype), zeros, jnp.full((), -1, jnp.int32))
-
-
-def _slope(problem, state, step):
-    """Loss and gradient: those of a measurement here, where one handed them on, else new ones."""
-
-    def evaluate():
-        return jax.value_and_grad(problem.loss)(state.params)
-
-    if state.slope is None:
-        return evaluate()
-    return jax.lax.cond(common_count(state.slope.count) == step, lambda: (state.slope.value, state.slope.gradient), evaluate)
 
 
 def as_dynamics(

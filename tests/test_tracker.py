@@ -284,3 +284,77 @@ def test_a_grid_of_single_members_is_that_of_batches():
     np.testing.assert_allclose(one.loss, four.loss, rtol=1e-10)
     np.testing.assert_allclose(one.sharpness, four.sharpness, rtol=1e-6)
     np.testing.assert_array_equal(one.sharpness_products, four.sharpness_products)
+
+
+def _turning(angles, size=80, tops=(2.0, 1.5), planes=((0, 40), (1, 41))):
+    """Operators whose top eigenvectors turn, by given angles, each towards a direction of its own in the bulk."""
+    spectrum = np.r_[tops, np.linspace(-0.5, 0.5, size - 2)]
+    basis, matrices = _basis(size), []
+    for row in np.broadcast_to(np.asarray(angles, float).T, (len(planes), len(angles))).T:
+        turn = np.eye(size)
+        for angle, (a, b) in zip(row, planes, strict=True):
+            turn[[a, a, b, b], [a, b, a, b]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+        vectors = basis @ turn
+        matrices.append((vectors * spectrum) @ vectors.T)
+    return np.stack(matrices)
+
+
+def _along(tracker, matrices, still=False):
+    """Measures one matrix after another; `still` takes the motion away each time."""
+
+    def measure(memory, matrix):
+        memory, pairs = tracker.measure(lambda v: matrix @ v, memory)
+        return memory._replace(trust=jnp.where(still, 0, memory.trust)), (pairs._replace(vectors=None, onward=None), memory)
+
+    return jax.jit(lambda m: jax.lax.scan(measure, tracker.init(m[0, 0]), m)[1])(jnp.asarray(matrices))
+
+
+@pytest.mark.parametrize("path", ["steady", "swinging"])
+def test_a_path_that_goes_on_as_it_did_takes_one_product_a_measurement(path, precision):
+    del precision
+    steps = np.arange(30)
+    angles = 0.03 * steps if path == "steady" else 0.02 * (-1.0) ** steps
+    matrices = _turning(angles, tops=(2.0, 0.5), planes=((0, 40),))
+    tracker = EigenTracker(k=1, guards=0)
+    (moved, memory), (left, _) = _along(tracker, matrices), _along(tracker, matrices, still=True)
+    assert (moved.matvecs[4:] == 1).all()
+    assert (left.matvecs[4:] >= 2).all()
+    np.testing.assert_allclose(memory.trust[4:, 0], 1.0 if path == "steady" else -1.0, atol=0.1)
+    np.testing.assert_allclose(moved.values, 2.0, rtol=1e-3)
+    assert moved.converged.all()
+
+
+def test_two_that_turn_and_change_places_are_followed_as_a_space(precision):
+    del precision
+    steps = np.arange(40)
+    matrices = _turning(np.stack([0.03 * steps, -0.02 * steps], axis=1))
+    second = np.linalg.eigh(matrices)[1][:, :, -2]
+    rise = steps[:, None, None] / 39  # the second eigenvalue passes the first half way
+    matrices = matrices + rise * np.einsum("mi,mj->mij", second, second)
+    tracker = EigenTracker(k=2, guards=0)
+    (moved, _), (left, _) = _along(tracker, matrices), _along(tracker, matrices, still=True)
+    exact = np.linalg.eigvalsh(matrices)[:, ::-1][:, :2]
+    np.testing.assert_allclose(moved.values, exact, rtol=5e-3)
+    assert moved.matvecs[4:].mean() < 2.3 < 3 < left.matvecs[4:].mean()
+
+
+def test_an_erratic_path_costs_no_more_for_the_motion(precision):
+    del precision
+    angles = 0.2 * np.random.default_rng(0).normal(size=60)
+    matrices = _turning(angles)
+    tracker = EigenTracker(k=1, guards=0)
+    (moved, memory), (left, _) = _along(tracker, matrices), _along(tracker, matrices, still=True)
+    assert moved.matvecs[4:].mean() < 1.2 * left.matvecs[4:].mean()
+    assert (jnp.abs(memory.trust) <= 1).all()
+    np.testing.assert_allclose(moved.values, 2.0, rtol=1e-3)
+
+
+def test_a_measurement_that_fails_leaves_nothing_behind(precision):
+    del precision
+    matrices = _turning(0.03 * np.arange(12))
+    matrices[6] = np.nan
+    found, memory = _along(EigenTracker(k=1), matrices)
+    assert found.converged.tolist() == [True] * 6 + [False] + [True] * 5
+    np.testing.assert_allclose(np.delete(found.values, 6), 2.0, rtol=1e-3)
+    assert np.isfinite(memory.motion).all()
+    assert not np.asarray(memory.motion[6:8]).any()  # what is found after a cold start has not moved

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxpr_as_fun
 
 from jaxsharp._factorizations import eigh
 from jaxsharp._types import Array, Block, Count
+from jaxsharp.curvature.folding import folded
 
 MEMBERS_ON_CPU = 1
 """Members of a batch that search side by side on a CPU. Each then takes its own number of rounds and its own branches; side by
@@ -111,13 +111,10 @@ def search(product: Callable, task: Task, plan: Plan) -> Search:
     Returns:
         The finished `Search`.
     """
-    closed = jax.make_jaxpr(product)(task.start[0])
+    constants, apply = folded(jax.make_jaxpr(product)(task.start[0]))
 
     def advance(constants, task, state, rounds):
-        def apply(vector):
-            return jaxpr_as_fun(closed.replace(consts=constants))(vector)[0]
-
-        return _advance(apply, task, plan, state, rounds)
+        return _advance(lambda vector: apply(constants, vector)[0], task, plan, state, rounds)
 
     @jax.custom_batching.custom_vmap
     def finish(constants, task, state):
@@ -134,7 +131,7 @@ def search(product: Callable, task: Task, plan: Plan) -> Search:
         state = _in_chunks(advance, constants, shared, task, state, plan, min(chunk, size))
         return state, jax.tree.map(lambda _: True, state)
 
-    constants, task = jax.lax.stop_gradient((tuple(closed.consts), task))
+    constants, task = jax.lax.stop_gradient((constants, task))
     return finish(constants, task, _begin(task, plan))
 
 
@@ -201,15 +198,21 @@ def _unfinished(task, plan, state):
 
 
 def _advance(apply, task, plan, state, rounds):
-    """Takes rounds until the search has finished or so many are done; the operator appears in the program once."""
+    """Takes rounds until the search has finished or so many are done; the operator appears in the program once.
+
+    Full rows are replaced in a loop of at most one pass, since a branch would copy all of them in every round.
+    """
     last = state.rounds + rounds
     first = jnp.pad(task.start, ((0, _first_rounds(plan) * plan.block - plan.targets), (0, 0)))
 
     def going_on(state):
         return _unfinished(task, plan, state) & (state.rounds < last)
 
+    def full(state):
+        return state.filled + plan.block > plan.rows
+
     def round_of(state):
-        state = jax.lax.cond(state.filled + plan.block > plan.rows, lambda s: _restart(s, plan), lambda s: s, state)
+        state = jax.lax.while_loop(full, lambda state: _restart(state, plan), state)
         offset = jnp.minimum(state.rounds * plan.block, first.shape[0] - plan.block)
         given = jax.lax.dynamic_slice_in_dim(first, offset, plan.block)
         growing = state.rounds >= _first_rounds(plan)
@@ -225,15 +228,17 @@ def _grow(apply, task, plan, state, directions, growing):
     place = (state.filled, jnp.zeros_like(state.filled))
     basis = jax.lax.dynamic_update_slice(state.basis, fresh, place)
     products = jax.lax.dynamic_update_slice(state.products, multiplied, place)
-    across = _overlaps(multiplied, basis)
+    across = overlaps(multiplied, basis)
     projected = jax.lax.dynamic_update_slice(state.projected, across, place)
     projected = jax.lax.dynamic_update_slice(projected, across.T, place[::-1])
     used = jax.lax.dynamic_update_slice(state.used, found, place[:1])
     values, coordinates = _ritz(projected, used)
     targets = plan.targets
-    top, mixing = values[:targets], coordinates[:targets]
+    # Of two or more, since a product of one row would be fused with the updates, which then would not be in place.
+    top, mixing = values[: max(targets, 2)], coordinates[: max(targets, 2)]
     has_value = ~jnp.isneginf(top)
     residuals = mixing @ products - jnp.where(has_value, top, 0)[:, None] * (mixing @ basis)
+    residuals, has_value = residuals[:targets], has_value[:targets]
     scale = jnp.max(jnp.where(jnp.isneginf(values), 0, jnp.abs(values)))
     norms = jnp.linalg.norm(residuals, axis=1)
     errors = jnp.where(norms > 0, norms / jnp.where(scale > 0, scale, 1), norms)
@@ -297,9 +302,9 @@ def _orthonormalize(block, basis, locked):
     tolerance = 10 * jnp.finfo(block.dtype).eps
 
     def project(block):
-        block = block - _overlaps(block, basis) @ basis
+        block = block - overlaps(block, basis) @ basis
         if locked.shape[0]:
-            block = block - _overlaps(block, locked) @ locked
+            block = block - overlaps(block, locked) @ locked
         lengths = jnp.linalg.norm(block, axis=1, keepdims=True)
         block = block / jnp.where(lengths > tolerance, lengths, jnp.inf)
         if block.shape[0] > 1:
@@ -317,7 +322,7 @@ def _orthonormalize(block, basis, locked):
     return block, jnp.any(block != 0, axis=1)
 
 
-def _overlaps(block, basis):
+def overlaps(block: Block, basis: Block) -> Array:
     """Inner products of each row with each of the basis, (b, rows).
 
     As one product of a matrix and a vector for each row: on a CPU about ten times faster than the same as a matrix product,
