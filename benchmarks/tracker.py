@@ -4,7 +4,8 @@ Points along full-batch GD (digits, tanh MLP 64-100-100-10, squared loss) are me
 without a guard; by `lobpcg_standard` of JAX started from its last vectors; by SciPy's `eigsh`, started from its last vector, on
 the same compiled product, to the same tolerance and to machine precision; and by PyHessian's power iteration on the same
 network in PyTorch, cold, as it always is. Error is relative to `eigsh` at machine precision. Also the price of a product:
-gradient, linearized product, forward-over-reverse product, alone and in batches.
+gradient, forward-over-reverse product, linearized product, and the same with its factors folded, as a search applies it, alone
+and in batches; beside it how many multiplications of matrices a product has for each that a gradient has.
 
 Run: python benchmarks/tracker.py [--tiny] [--out tracker.json]     (peers: pip install scipy torch pyhessian)
 """
@@ -27,6 +28,8 @@ from jax.flatten_util import ravel_pytree  # noqa: E402
 from scipy.sparse.linalg import LinearOperator, eigsh  # noqa: E402
 
 import jaxsharp as js  # noqa: E402
+from jaxsharp._cost import operations  # noqa: E402
+from jaxsharp.curvature.folding import folded  # noqa: E402
 
 
 def main() -> None:
@@ -82,8 +85,21 @@ def _price(problem, start, repeats, tiny):
         product = js.curvature.hessian_operator(p.loss, w)
         return jax.lax.fori_loop(0, 10, lambda _, v: jax.tree.map(lambda a: 0.1 * a, product(v)), w)
 
-    programs = {name: loop(way) for name, way in ways.items()} | {"product, linearized once per ten": linearized}
-    figures = {}
+    def searched(p, w):
+        linear = js.curvature.hessian_operator(p.loss, w)
+        structure = jax.tree.structure(w)
+
+        def flat(*leaves):
+            return jax.tree.leaves(linear(jax.tree.unflatten(structure, leaves)))
+
+        factors, product = folded(jax.make_jaxpr(flat)(*jax.tree.leaves(w)))
+        return jax.lax.fori_loop(0, 10, lambda _, v: [0.1 * a for a in product(factors, *v)], jax.tree.leaves(w))
+
+    programs = {name: loop(way) for name, way in ways.items()} | {
+        "product, linearized once per ten": linearized,
+        "product, linearized once per ten and folded": searched,
+    }
+    figures = {"operations of a product / of a gradient": _operations(problem, start)}
     for members in (1, 2) if tiny else (1, 4, 16):
         points = jax.vmap(problem.init)(jax.random.split(jax.random.key(1), members))
         for name, program in programs.items():
@@ -92,9 +108,15 @@ def _price(problem, start, repeats, tiny):
             seconds = timed(lambda mapped=mapped, at=at: mapped(problem, at), repeats)[2]
             figures[f"{name}, {members} members, ms each"] = 1e3 * seconds / 10 / members
         gradient = figures[f"gradient, {members} members, ms each"]
-        product = figures[f"product, linearized once per ten, {members} members, ms each"]
+        product = figures[f"product, linearized once per ten and folded, {members} members, ms each"]
         figures[f"product / gradient, {members} members"] = product / gradient
     return figures
+
+
+def _operations(problem, start):
+    gradient = jax.make_jaxpr(jax.grad(problem.loss))(start)
+    product = jax.make_jaxpr(js.curvature.hessian_operator(problem.loss, start))(start)
+    return operations(product.jaxpr) / operations(gradient.jaxpr)
 
 
 def _follow(problem, path, k, repeats):

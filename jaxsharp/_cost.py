@@ -57,7 +57,8 @@ def burden_of(jaxpr: core.Jaxpr) -> float:
 def operations(jaxpr: core.Jaxpr, convolution: float = 1.0) -> float:
     """Counts floating-point operations of a jaxpr: 2 per multiply-add of matrix products and convolutions, 1 per other element.
 
-    A loop whose length is not known when tracing counts once. An estimate for choosing batch sizes, not for reporting.
+    A loop whose length is not known when tracing counts once. Good for choosing batch sizes, and for comparing programs that
+    spend their time on such products.
 
     Args:
         jaxpr: of one member.
