@@ -44,7 +44,14 @@ def main() -> None:
     start = problem.init(jax.random.key(0))
     paths = {"lr 0.1, every 10 steps": (0.1, 10), "lr 0.5, every 10 steps": (0.5, 10), "lr 0.5, every step": (0.5, 1)}
     counts = (1,) if options.tiny else (1, 5, 20)
-    figures = {"price of a product": _price(problem, start, repeats, options.tiny)}
+    figures = {"price of a product": _price(problem, (1, 2) if options.tiny else (1, 4, 16), 3 * repeats)}
+    if not options.tiny:
+        images, _ = js.data.digits(count=20, flatten=False)
+        tokens, _ = js.data.sorting(20, 2, length=8, values=8)
+        vit = js.problems.supervised(js.models.ViT(width=32, depth=3, patch=2), images, loss="cross_entropy")
+        transformer = js.problems.supervised(js.models.Transformer(width=32, depth=3), tokens, loss="cross_entropy")
+        figures["price of a product, ViT of 39,178 parameters, 20 images"] = _price(vit, (1,), 3 * repeats)
+        figures["price of a product, transformer of 39,176 parameters, 20 sequences"] = _price(transformer, (1,), 3 * repeats)
     for name, (rate, every) in list(paths.items())[: 1 if options.tiny else None]:
         path = _path(problem, start, rate, points, every)
         for k in counts if every > 1 else (1,):
@@ -67,8 +74,8 @@ def _path(problem, start, rate, points, every):
     return jax.lax.scan(visit, start, length=points)[1]
 
 
-def _price(problem, start, repeats, tiny):
-    """Milliseconds per member, each inside a loop of ten, so that dispatch does not count."""
+def _price(problem, counts, repeats):
+    """Milliseconds per member, each inside a loop of ten, so that dispatch does not count; the ways take turns."""
     ways = {
         "gradient": lambda p, w, v: jax.grad(p.loss)(w),
         "product, forward over reverse": lambda p, w, v: js.curvature.hvp(p.loss, w, v),
@@ -99,17 +106,21 @@ def _price(problem, start, repeats, tiny):
         "product, linearized once per ten": linearized,
         "product, linearized once per ten and folded": searched,
     }
+    start = problem.init(jax.random.key(1))
     figures = {"operations of a product / of a gradient": _operations(problem, start)}
-    for members in (1, 2) if tiny else (1, 4, 16):
-        points = jax.vmap(problem.init)(jax.random.split(jax.random.key(1), members))
-        for name, program in programs.items():
-            mapped = jax.jit(jax.vmap(program, in_axes=(None, 0))) if members > 1 else jax.jit(program)
-            at = points if members > 1 else start
-            seconds = timed(lambda mapped=mapped, at=at: mapped(problem, at), repeats)[2]
-            figures[f"{name}, {members} members, ms each"] = 1e3 * seconds / 10 / members
-        gradient = figures[f"gradient, {members} members, ms each"]
-        product = figures[f"product, linearized once per ten and folded, {members} members, ms each"]
-        figures[f"product / gradient, {members} members"] = product / gradient
+    for members in counts:
+        points = jax.vmap(problem.init)(jax.random.split(jax.random.key(1), members)) if members > 1 else start
+        mapped = {
+            name: jax.jit(jax.vmap(program, in_axes=(None, 0)) if members > 1 else program) for name, program in programs.items()
+        }
+        seconds = {name: [] for name in programs}
+        for _ in range(repeats + 1):
+            for name, program in mapped.items():
+                seconds[name].append(timed(lambda program=program, points=points: program(problem, points), 1)[2])
+        each = {name: 1e3 * statistics.median(values[1:]) / 10 / members for name, values in seconds.items()}
+        figures |= {f"{name}, {members} members, ms each": value for name, value in each.items()}
+        figures |= {f"{name} / gradient, {members} members": value / each["gradient"] for name, value in each.items()}
+        del figures[f"gradient / gradient, {members} members"]
     return figures
 
 
