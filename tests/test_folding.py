@@ -35,7 +35,9 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "float64") for name in NETWORKS), ("ViT", "float32")], indirect=["precision"]
+)
 def test_a_folded_product_is_forward_over_reverse_and_holds_no_more(name, precision):
     problem = NETWORKS[name]()
     params = jax.jit(lambda key: problem.init(key))(jax.random.key(0))

@@ -310,8 +310,7 @@ def _along(tracker, matrices, still=False):
 
 
 @pytest.mark.parametrize("path", ["steady", "swinging"])
-def test_a_path_that_goes_on_as_it_did_takes_one_product_a_measurement(path, precision):
-    del precision
+def test_a_path_that_goes_on_as_it_did_takes_one_product_a_measurement(path):
     steps = np.arange(30)
     angles = 0.03 * steps if path == "steady" else 0.02 * (-1.0) ** steps
     matrices = _turning(angles, tops=(2.0, 0.5), planes=((0, 40),))
@@ -324,8 +323,7 @@ def test_a_path_that_goes_on_as_it_did_takes_one_product_a_measurement(path, pre
     assert moved.converged.all()
 
 
-def test_two_that_turn_and_change_places_are_followed_as_a_space(precision):
-    del precision
+def test_two_that_turn_and_change_places_are_followed_as_a_space():
     steps = np.arange(40)
     matrices = _turning(np.stack([0.03 * steps, -0.02 * steps], axis=1))
     second = np.linalg.eigh(matrices)[1][:, :, -2]
@@ -338,8 +336,7 @@ def test_two_that_turn_and_change_places_are_followed_as_a_space(precision):
     assert moved.matvecs[4:].mean() < 2.3 < 3 < left.matvecs[4:].mean()
 
 
-def test_an_erratic_path_costs_no_more_for_the_motion(precision):
-    del precision
+def test_an_erratic_path_costs_no_more_for_the_motion():
     angles = 0.2 * np.random.default_rng(0).normal(size=60)
     matrices = _turning(angles)
     tracker = EigenTracker(k=1, guards=0)
@@ -349,8 +346,7 @@ def test_an_erratic_path_costs_no_more_for_the_motion(precision):
     np.testing.assert_allclose(moved.values, 2.0, rtol=1e-3)
 
 
-def test_a_measurement_that_fails_leaves_nothing_behind(precision):
-    del precision
+def test_a_measurement_that_fails_leaves_nothing_behind():
     matrices = _turning(0.03 * np.arange(12))
     matrices[6] = np.nan
     found, memory = _along(EigenTracker(k=1), matrices)
