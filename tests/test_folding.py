@@ -73,6 +73,20 @@ def test_a_hidden_layer_takes_three_elementwise_products():
     assert plainly > 6
 
 
+def test_a_sum_that_had_to_be_computed_is_not_computed_again():
+    first, second, third = (jnp.arange(3.0) + number for number in range(3))
+
+    def program(x, y):
+        mixed = first * x + second * y
+        return jnp.ones((3, 3)) @ mixed, third * mixed
+
+    arguments = jnp.ones(3), jnp.arange(3.0)
+    factors, apply = folded(jax.make_jaxpr(program)(*arguments))
+    assert _elementwise(apply, factors, arguments, (3,)) == 3
+    for mine, other in zip(apply(factors, *arguments), program(*arguments), strict=True):
+        np.testing.assert_allclose(mine, other)
+
+
 def test_a_program_that_would_need_more_memory_is_left_alone():
     scale = [jnp.arange(3.0) + number for number in range(4)]
 
