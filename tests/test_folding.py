@@ -74,15 +74,16 @@ def test_a_hidden_layer_takes_three_elementwise_products():
 
 
 def test_a_sum_that_had_to_be_computed_is_not_computed_again():
-    first, second, third = (jnp.arange(3.0) + number for number in range(3))
+    first, second, third, *more = (jnp.arange(3.0) + number for number in range(7))
 
     def program(x, y):
         mixed = first * x + second * y
-        return jnp.ones((3, 3)) @ mixed, third * mixed
+        chain = more[0] * (more[1] * (more[2] * (more[3] * x)))  # whose one factor leaves memory for others
+        return jnp.ones((3, 3)) @ mixed, third * mixed, jnp.sum(chain)
 
     arguments = jnp.ones(3), jnp.arange(3.0)
     factors, apply = folded(jax.make_jaxpr(program)(*arguments))
-    assert _elementwise(apply, factors, arguments, (3,)) == 3
+    assert _elementwise(apply, factors, arguments, (3,)) == 4
     for mine, other in zip(apply(factors, *arguments), program(*arguments), strict=True):
         np.testing.assert_allclose(mine, other)
 
