@@ -86,8 +86,8 @@ def sharpness(
             saves one per measurement. The run then equals the unmeasured one up to rounding, not bit for bit.
 
     Returns:
-        A `Probe`. Cost: about 15 to 30 products for the first measurement, then 2 to 4 per eigenvalue where it changes slowly,
-        up to 10 where it changes fast.
+        A `Probe`. Cost: about 15 to 30 products for the first measurement, then 1 to 3 per eigenvalue where it changes slowly,
+        up to 10 where it changes fast, guard included.
 
     Raises:
         ValueError: for k < 1 or max_matvecs < 2 k, or for a gradient to be reused from a midpoint.
