@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxsharp._types import PyTree
 
-FORMAT = "2"
+FORMAT = "3"
 """Changes with what the files hold, so that those of an older release are refused rather than misread."""
 
 

@@ -118,7 +118,7 @@ class OptimizerDynamics:
         return replace(kept, status=state.status | jnp.where(still, 0, diverged | doubtful.astype(diverged.dtype)))
 
     def advance(self, problem: Problem, state: State, steps: Count) -> State:
-        """Takes a traced number of steps, the first by the slope that a measurement has handed on, where one has."""
+        """Takes steps, a number that may be traced; the first by the slope that a measurement has handed on, where one has."""
 
         def evaluated(_, state):
             return self._move(problem, state, lambda part: jax.value_and_grad(part.loss)(state.params))
@@ -126,11 +126,12 @@ class OptimizerDynamics:
         def handed_on(_, state):
             return self._move(problem, state, lambda _: (state.slope.value, state.slope.gradient))
 
-        first = jnp.zeros((), steps.dtype)
-        if state.slope is not None:
-            known = common_count(state.slope.count) == common_count(state.count)
-            first = jnp.where(known, jnp.minimum(steps, 1), 0).astype(steps.dtype)
-            state = jax.lax.fori_loop(0, first, handed_on, state)
+        if state.slope is None:
+            return jax.lax.fori_loop(0, steps, evaluated, state)
+        known = common_count(state.slope.count) == common_count(state.count)
+        steps = jnp.asarray(steps)
+        first = jnp.where(known, jnp.minimum(steps, 1), 0).astype(steps.dtype)
+        state = jax.lax.fori_loop(0, first, handed_on, state)
         return jax.lax.fori_loop(first, steps, evaluated, state)
 
     def params(self, state: State) -> Params:

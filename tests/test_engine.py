@@ -209,6 +209,19 @@ def test_a_gradient_found_by_a_measurement_is_used_by_the_next_step():
         js.probes.sharpness(midpoint=True, reuse_gradient=True)
 
 
+def test_a_fixed_number_of_steps_is_differentiable():
+    """GD on ½ w² multiplies w by 0.9 a step, and so does the derivative."""
+    problem = js.problems.from_loss(lambda w, data: 0.5 * jnp.sum(w**2), _uniform, name="bowl")
+    dynamics = js.as_dynamics(js.optimizers.gd(0.1))
+
+    def end(w):
+        return dynamics.advance(problem, dynamics.init(problem, w), 3).params.sum()
+
+    np.testing.assert_allclose(jax.grad(end)(jnp.ones(2)), 0.9**3)
+    kept = js.as_dynamics(js.optimizers.gd(0.1), keep_slope=True)
+    np.testing.assert_allclose(kept.advance(problem, kept.init(problem, jnp.ones(2)), 3).params, 0.9**3)
+
+
 def test_initial_parameters_may_depend_on_the_grid_point():
     def init(key, learning_rate):
         return {"u": jax.random.uniform(key, dtype=float), "v": learning_rate}
