@@ -217,7 +217,7 @@ def test_a_fixed_number_of_steps_is_differentiable():
     def end(w):
         return dynamics.advance(problem, dynamics.init(problem, w), 3).params.sum()
 
-    np.testing.assert_allclose(jax.grad(end)(jnp.ones(2)), 0.9**3)
+    np.testing.assert_allclose(jax.jit(jax.grad(end))(jnp.ones(2)), 0.9**3)
     kept = js.as_dynamics(js.optimizers.gd(0.1), keep_slope=True)
     np.testing.assert_allclose(kept.advance(problem, kept.init(problem, jnp.ones(2)), 3).params, 0.9**3)
 
