@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxsharp._types import PyTree
 
-FORMAT = "3"
+FORMAT = "4"
 """Changes with what the files hold, so that those of an older release are refused rather than misread."""
 
 

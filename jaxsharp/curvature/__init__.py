@@ -5,6 +5,7 @@ from jaxsharp.curvature.eigenpairs import Eigenpairs, top_eigenpairs
 from jaxsharp.curvature.eigenvalue_sum import EigenvalueSum, top_eigenvalue_sum
 from jaxsharp.curvature.estimate import Estimate
 from jaxsharp.curvature.gauss_newton import draw_targets, empirical_fisher_operator, fisher_operator, gauss_newton_operator
+from jaxsharp.curvature.guards import Guards
 from jaxsharp.curvature.likelihood import LIKELIHOODS, Likelihood
 from jaxsharp.curvature.operator import Operator, as_operator, frozen, preconditioned
 from jaxsharp.curvature.products import hessian_operator, hvp, slope_and_hessian
@@ -21,6 +22,7 @@ __all__ = [
     "Eigenpairs",
     "EigenvalueSum",
     "Estimate",
+    "Guards",
     "Likelihood",
     "Operator",
     "SpectralDensity",

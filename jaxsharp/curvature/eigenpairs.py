@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jaxsharp._types import Array, Count, MatVec, PyTree
+from jaxsharp.curvature.guards import Guards, bottom, stepped
 from jaxsharp.curvature.search import Plan, Task, search
 
 WHICH = {"largest": 1, "smallest": -1}
@@ -21,6 +22,12 @@ A small residual says that some eigenvalue is near, which may be one of a lower 
 of it, in 2.4 at a tenth, in 0.7 at 3e-2 and in 0.2 at 1e-2, for 10 to 13 products at a third and 13 to 18 at 1e-2. A run starts
 cold once."""
 
+ROOM = 4
+"""Directions that the basis holds beyond the best that it is cut back to and those it grows by.
+
+Twice as many save 1 % of the products on the networks of `benchmarks/tracker.py` and a tenth on random spectra without gaps, but
+all are written anew at each measurement, which on a CPU costs as much as that or more."""
+
 
 class Eigenpairs(NamedTuple):
     """Eigenvalue estimates, the most extreme first, with what is needed to trust them.
@@ -33,6 +40,7 @@ class Eigenpairs(NamedTuple):
         converged: whether every residual is at most the tolerance.
         onward: where to start next time, leading axis k + guards: all vectors that were followed, each one step of the power
             method further, which costs no product since theirs are known.
+        guards: what the guards remember for the next time.
     """
 
     values: Array
@@ -41,6 +49,7 @@ class Eigenpairs(NamedTuple):
     matvecs: Count
     converged: Array
     onward: PyTree = None
+    guards: Guards | None = None
 
 
 def top_eigenpairs(
@@ -58,6 +67,8 @@ def top_eigenpairs(
     noise: float = 0.1,
     chunk: int | None = None,
     block: int | None = None,
+    watched: Guards | None = None,
+    watch: Array | bool = True,
 ) -> Eigenpairs:
     """Finds the k largest (or smallest) eigenvalues of a symmetric operator, H vᵢ = λᵢ vᵢ.
 
@@ -83,11 +94,13 @@ def top_eigenpairs(
         chunk: pairs found at a time, those found before being kept out of the way; all at once by default. Smaller ones save
             memory and cost products.
         block: directions multiplied side by side; by default one on a CPU, all on an accelerator.
+        watched: what the guards remember, `guards` of the last result, for as many of them; None for nothing.
+        watch: whether the guards are multiplied in any case, or only where the wanted pairs need more directions.
 
     Returns:
         `Eigenpairs`. Where the bound on products is reached first, or a product is not finite, `converged` is False and the
-        residuals say by how much. Cost: `matvecs` products; memory for about 4 (k + guards) + 16 vectors, with `chunk` in the
-        place of k.
+        residuals say by how much. Cost: `matvecs` products; memory for about 4 (k + guards) + 10 vectors and their guards', with
+        `chunk` in the place of k.
 
     Raises:
         ValueError: when k is below 1 or above the number of parameters, or another argument makes no sense.
@@ -112,17 +125,20 @@ def top_eigenpairs(
         raise ValueError(f"guards must be at least 0, chunk and block at least 1, got {guards}, {chunk} and {block}.")
     sign = WHICH[which]
     guards = min(guards, size - k, max_matvecs - k)
-    first, cold = _first_directions(guess, k, guards, template, jax.random.key(0) if key is None else key, noise)
+    watch = jnp.asarray(watch)
+    first, cold = _first_directions(guess, k, guards, template, jax.random.key(0) if key is None else key, noise, watch)
+    watch = watch | cold
     tolerance = jnp.asarray(tol, template.dtype)
     rounding = jnp.minimum(tolerance, 30 * jnp.finfo(template.dtype).eps)
     reach = jnp.where(cold, jnp.maximum(COLD * tolerance, rounding), tolerance)
-    loose = jnp.maximum(jnp.asarray(guard_tol, template.dtype), tol)
+    loose = jnp.where(watch, jnp.maximum(jnp.asarray(guard_tol, template.dtype), tol), jnp.inf)
 
     def product(vector):
         return sign * ravel_pytree(matvec(unravel(vector)))[0]
 
     pieces = [(at, min(at + (chunk or k), k)) for at in range(0, k, chunk or k)]
     locked, values, errors, onward = jnp.zeros((0, size), template.dtype), [], [], []
+    memory = _remembered(watched, guards, template)
     spent = jnp.zeros((), jnp.int32)
     for at, end in pieces:
         wanted = end - at
@@ -130,16 +146,20 @@ def top_eigenpairs(
         plan = _plan(wanted, watching, block, size - at)
         task = Task(
             start=first[at : end + watching],
+            needed=wanted + jnp.where(watch, watching, 0),
             locked=locked,
             tolerances=jnp.where(jnp.arange(wanted + watching) < wanted, reach, loose),
             budget=jnp.asarray(max_matvecs, jnp.int32) - spent,
         )
         found = search(product, task, plan)
-        rows = found.coordinates[: plan.targets] @ found.basis
+        rows = found.coordinates[:wanted] @ found.basis
         values.append(found.values[:wanted])
         errors.append(found.errors[:wanted])
-        locked = jnp.concatenate([locked, rows[:wanted]])
-        onward.append(_stepped(found, plan.targets))
+        locked = jnp.concatenate([locked, rows])
+        onward.append(_stepped(found, rows))
+        if watching:
+            moved, memory = stepped(found, plan, first[k:], memory)
+            onward.append(moved)
         spent = spent + found.matvecs
     values, errors, onward = jnp.concatenate(values), jnp.concatenate(errors), jnp.concatenate(onward)
     if len(pieces) > 1:
@@ -153,6 +173,7 @@ def top_eigenpairs(
         matvecs=spent,
         converged=(errors <= tol).all(),
         onward=jax.vmap(unravel)(onward),
+        guards=memory._replace(vectors=jax.vmap(unravel)(memory.vectors)),
     )
 
 
@@ -161,27 +182,32 @@ def _plan(wanted, guards, block, size):
     if block is None:
         block = 1 if jax.default_backend() == "cpu" else targets
     block = min(block, targets)
-    return Plan(wanted, guards, block, rows=2 * targets + 8 + block)
+    return Plan(wanted, guards, block, rows=2 * targets + ROOM + block)
 
 
-def _stepped(found, targets):
-    """The followed vectors after one step of the power method on H − σ, with σ the smallest Ritz value or 0.
-
-    It lets what is rising grow from one search to the next, and improves a pair that met a loose tolerance at once.
-    """
-    shift = jnp.minimum(jnp.min(jnp.where(jnp.isneginf(found.values), 0, found.values)), 0)
-    rows = found.coordinates[:targets]
-    moved = rows @ found.products - shift * (rows @ found.basis)
+def _stepped(found, rows):
+    """The wanted vectors after one step of the power method on H − σ; it improves a pair that met a loose tolerance at once."""
+    moved = found.coordinates[: rows.shape[0]] @ found.products - bottom(found) * rows
     lengths = jnp.linalg.norm(moved, axis=1, keepdims=True)
-    return jnp.where(lengths > 0, moved / jnp.where(lengths > 0, lengths, 1), rows @ found.basis)
+    return jnp.where(lengths > 0, moved / jnp.where(lengths > 0, lengths, 1), rows)
 
 
-def _first_directions(guess, k, guards, template, key, noise):
+def _remembered(watched, guards, template):
+    """What the guards remember, with flat vectors."""
+    if watched is None:
+        weights = jnp.zeros((guards,), template.dtype)
+        return Guards(jnp.zeros((guards, template.size), template.dtype), weights, jnp.zeros((), jnp.int32))
+    vectors = jax.vmap(lambda row: ravel_pytree(row)[0])(watched.vectors)
+    if vectors.shape != (guards, template.size):
+        raise ValueError(f"watched must hold {guards} guards of {template.size} parameters, got shape {vectors.shape}.")
+    return watched._replace(vectors=vectors)
+
+
+def _first_directions(guess, k, guards, template, key, noise, watch):
     """The guess (k + guards, D) with random rows for what is missing and noise on its guards, and whether any of k is missing."""
     count, size, dtype = k + guards, template.size, template.dtype
-    fresh = _fresh(key, (count, size), dtype)
     if guess is None:
-        return fresh, jnp.asarray(True)
+        return _fresh(key, (count, size), dtype), jnp.asarray(True)
     rows = jax.vmap(lambda row: ravel_pytree(row)[0])(guess)
     if rows.ndim != 2 or rows.shape[1] != size or rows.shape[0] < k:
         raise ValueError(f"guess must hold at least {k} vectors of {size} parameters, got shape {rows.shape}.")
@@ -190,9 +216,17 @@ def _first_directions(guess, k, guards, template, key, noise):
     lengths = jnp.linalg.norm(rows, axis=1, keepdims=True)
     usable = jnp.isfinite(lengths) & (lengths > 0)
     rows = jnp.where(usable, rows, 0) / jnp.where(usable, lengths, 1)
+    cold = ~usable[:k].all()
     # Noise at rounding makes dependent rows of a guess independent; on the guards it lets in what they have never seen.
-    share = jnp.where(jnp.arange(count) < k, 100 * float(jnp.finfo(dtype).eps), noise).astype(dtype)[:, None]
-    return jnp.where(usable, rows + share * fresh, fresh), ~usable[:k].all()
+    share = jnp.where(jnp.arange(count) < k, 100 * float(jnp.finfo(dtype).eps), jnp.where(watch, noise, 0)).astype(dtype)
+
+    def noisy(rows):
+        fresh = _fresh(key, rows.shape, dtype)
+        return jnp.where(usable, rows + share[:, None] * fresh, fresh)
+
+    if k > 1:
+        return noisy(rows), cold
+    return jax.lax.cond((watch & (guards > 0)) | cold, noisy, lambda rows: rows, rows), cold
 
 
 def _fresh(key, shape, dtype):

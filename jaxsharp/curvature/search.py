@@ -54,12 +54,14 @@ class Task(NamedTuple):
 
     Attributes:
         start: (targets, D) first directions, the wanted ones first.
+        needed: how many of them are multiplied in any case; the others where those do not suffice.
         locked: (l, D) orthonormal directions to stay out of.
-        tolerances: (targets,) bounds on the errors.
+        tolerances: (targets,) bounds on the errors; infinite where a pair is not needed.
         budget: most products.
     """
 
     start: Block
+    needed: Count
     locked: Block
     tolerances: Array
     budget: Count
@@ -192,7 +194,7 @@ def _first_rounds(plan):
 
 
 def _unfinished(task, plan, state):
-    starting = state.rounds < _first_rounds(plan)
+    starting = state.rounds * plan.block < task.needed
     wrong = jnp.isfinite(state.errors).all() & (state.errors > task.tolerances).any()
     return (starting | (wrong & ~state.stalled)) & (state.matvecs + plan.block <= task.budget)
 

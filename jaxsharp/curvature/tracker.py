@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxsharp._types import Array, Block, Count, MatVec, PyTree
 from jaxsharp.curvature.eigenpairs import Eigenpairs, top_eigenpairs
+from jaxsharp.curvature.guards import Guards
 from jaxsharp.curvature.search import overlaps
 
 
@@ -20,12 +21,14 @@ class Tracked(NamedTuple):
         motion: pytree with a leading axis k, by how much the wanted vectors have left the space of those before; zero where
             nothing is known.
         trust: (k,) the part of its motion by which each is moved on before the next measurement.
+        guards: what the guards remember.
         count: measurements taken, from which the noise of the next is drawn.
     """
 
     vectors: PyTree
     motion: PyTree
     trust: Array
+    guards: Guards
     count: Count
 
 
@@ -33,9 +36,11 @@ class Tracked(NamedTuple):
 class EigenTracker:
     """Follows k extreme eigenpairs along a path of operators, H(t) vᵢ = λᵢ vᵢ, each measurement started from the last.
 
-    The vectors of the last measurement and `guards` further ones, each one free step of the power method on, start the next; a
-    guard gets fresh noise each time, so that an eigenvalue that rises from a direction orthogonal to all that are followed grows
-    into the guard and is caught before or some ten measurements after it overtakes; more guards catch it earlier.
+    The vectors of the last measurement start the next, one free step of the power method on. So do `guards` further ones, so that
+    an eigenvalue that rises from a direction orthogonal to all that are followed is caught before or some ten measurements after
+    it overtakes. A guard gets fresh noise at every `guard_every`-th measurement, the only ones at which it costs a product, and
+    its free step has momentum (`curvature/guards.py`), which lets what is about to overtake grow much faster than a plain one;
+    more guards, or looks at every measurement, catch it earlier.
 
     Between measurements the wanted vectors are moved on by βᵢ times their last motion, the part of their change that leaves the
     space they spanned, so that a rotation among them does not count. βᵢ, between −1 and 1, is what would have been best the
@@ -50,6 +55,8 @@ class EigenTracker:
         which: `largest` or `smallest`.
         guards: how many further pairs are followed; 0 for none.
         guard_tol: bound on the residuals of the guards.
+        guard_every: measurements after which the guards are looked at again; in between only where the wanted pairs change so
+            fast that they need more than one product each.
         noise: norm of the noise added to each guard.
         chunk: pairs found at a time; all by default.
         block: directions multiplied side by side; by default one on a CPU, all on an accelerator.
@@ -70,9 +77,15 @@ class EigenTracker:
     which: str = "largest"
     guards: int = 1
     guard_tol: float = 0.3
-    noise: float = 0.1
+    guard_every: int = 2
+    noise: float = 0.03
     chunk: int | None = None
     block: int | None = None
+
+    def __post_init__(self):
+        """Refuses a cadence of less than one measurement."""
+        if self.guard_every < 1:
+            raise ValueError(f"guard_every must be at least 1 measurement, got {self.guard_every}.")
 
     def init(self, like: PyTree) -> Tracked:
         """Returns the memory before the first measurement, which starts cold.
@@ -88,7 +101,9 @@ class EigenTracker:
             return jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), like)
 
         dtype = jnp.result_type(*jax.tree.leaves(like))
-        return Tracked(blank(self._rows(like)), blank(self.k), jnp.zeros((self.k,), dtype), jnp.zeros((), jnp.int32))
+        rows = self._rows(like)
+        guards = Guards(blank(rows - self.k), jnp.zeros((rows - self.k,), dtype), jnp.zeros((), jnp.int32))
+        return Tracked(blank(rows), blank(self.k), jnp.zeros((self.k,), dtype), guards, jnp.zeros((), jnp.int32))
 
     def measure(self, matvec: MatVec, memory: Tracked) -> tuple[Tracked, Eigenpairs]:
         """Finds the eigenpairs of the next operator from those of the last.
@@ -98,8 +113,8 @@ class EigenTracker:
             memory: from `init` or the last measurement.
 
         Returns:
-            The next memory and the `Eigenpairs`. Cost: one product per pair and guard where H changes slowly and smoothly, up
-            to ten per pair where it changes fast.
+            The next memory and the `Eigenpairs`. Cost: one product per pair, and per guard when it is looked at, where H changes
+            slowly and smoothly, up to ten per pair where it changes fast.
         """
         like = jax.tree.map(lambda rows: rows[0], memory.vectors)
         pairs = top_eigenpairs(
@@ -116,9 +131,11 @@ class EigenTracker:
             noise=self.noise,
             chunk=self.chunk,
             block=self.block,
+            watched=memory.guards,
+            watch=memory.count % self.guard_every == 0,
         )
         motion, trust = _motion(pairs.onward, memory)
-        return Tracked(pairs.onward, motion, trust, memory.count + 1), pairs
+        return Tracked(pairs.onward, motion, trust, pairs.guards, memory.count + 1), pairs
 
     def _rows(self, like):
         size = sum(leaf.size for leaf in jax.tree.leaves(like))

@@ -66,6 +66,7 @@ def sharpness(
     tol: float = 1e-2,
     max_matvecs: int = 200,
     guards: int = 1,
+    guard_every: int = 2,
     every: int | None = None,
     midpoint: bool = False,
     reuse_gradient: bool = False,
@@ -80,17 +81,18 @@ def sharpness(
         tol: relative residual; the error of an isolated eigenvalue is about tol² λ1² / gap, so 1e-2 is usually 1e-4 of λ1.
         max_matvecs: bound on products per measurement; where it is reached the bit EIGENPAIR_UNCONVERGED is set.
         guards: how many further eigenvalues are followed loosely, so that one that overtakes is noticed; 0 for none.
+        guard_every: measurements from one look at these to the next; at 1 an overtaking is noticed sooner, for more products.
         every: cadence in steps; by default that of the run.
         midpoint: whether to measure at the mean of two consecutive iterates, the better place at the edge of stability.
         reuse_gradient: whether the optimizer's next step takes the gradient that the measurement has found on its way, which
             saves one per measurement. The run then equals the unmeasured one up to rounding, not bit for bit.
 
     Returns:
-        A `Probe`. Cost: about 15 to 30 products for the first measurement, then 1 to 3 per eigenvalue where it changes slowly,
+        A `Probe`. Cost: about 15 to 30 products for the first measurement, then 1 to 2 per eigenvalue where it changes slowly,
         up to 10 where it changes fast, guard included.
 
     Raises:
-        ValueError: for k < 1 or max_matvecs < 2 k, or for a gradient to be reused from a midpoint.
+        ValueError: for k < 1, max_matvecs < 2 k, guards < 0 or guard_every < 1, or for a gradient to be reused from a midpoint.
 
     Example:
         >>> import jaxsharp as js
@@ -100,7 +102,7 @@ def sharpness(
     """
     if midpoint and reuse_gradient:
         raise ValueError("reuse_gradient needs a measurement at the parameters themselves; pass midpoint=False.")
-    return _make("sharpness", False, k, tol, max_matvecs, guards, every, midpoint, reuse_gradient)
+    return _make("sharpness", False, k, tol, max_matvecs, guards, guard_every, every, midpoint, reuse_gradient)
 
 
 def spherical_sharpness(
@@ -109,6 +111,7 @@ def spherical_sharpness(
     tol: float = 1e-2,
     max_matvecs: int = 200,
     guards: int = 1,
+    guard_every: int = 2,
     every: int | None = None,
     midpoint: bool = False,
 ) -> SharpnessProbe:
@@ -121,6 +124,7 @@ def spherical_sharpness(
         tol: relative residual.
         max_matvecs: bound on products per measurement.
         guards: how many further eigenvalues are followed loosely.
+        guard_every: measurements from one look at these to the next.
         every: cadence in steps; by default that of the run.
         midpoint: whether to measure at the mean of two consecutive iterates.
 
@@ -128,7 +132,7 @@ def spherical_sharpness(
         A `Probe`. Cost: as `sharpness`.
 
     Raises:
-        ValueError: for k < 1 or max_matvecs < 2 k.
+        ValueError: for k < 1, max_matvecs < 2 k, guards < 0 or guard_every < 1.
 
     Example:
         >>> import numpy as np, jaxsharp as js
@@ -140,13 +144,13 @@ def spherical_sharpness(
 
     Source: Lyu, Li, Arora 2022; theory §1.
     """
-    return _make("spherical_sharpness", True, k, tol, max_matvecs, guards, every, midpoint)
+    return _make("spherical_sharpness", True, k, tol, max_matvecs, guards, guard_every, every, midpoint)
 
 
-def _make(name, spherical, k, tol, max_matvecs, guards, every, midpoint, reuse_gradient=False):
+def _make(name, spherical, k, tol, max_matvecs, guards, guard_every, every, midpoint, reuse_gradient=False):
     if k < 1 or max_matvecs < 2 * k or guards < 0:
         raise ValueError(
             f"{name} needs k >= 1, max_matvecs >= 2 k and guards >= 0, got k={k}, max_matvecs={max_matvecs}, guards={guards}."
         )
-    tracker = EigenTracker(k, tol=tol, max_matvecs=max_matvecs, guards=guards)
+    tracker = EigenTracker(k, tol=tol, max_matvecs=max_matvecs, guards=guards, guard_every=guard_every)
     return SharpnessProbe(name, spherical, tracker, every, midpoint, reuse_gradient)
