@@ -30,6 +30,7 @@ def machine() -> dict:
         "jax": jax.__version__,
         "jaxsharp": js.__version__,
         "x64": bool(jax.config.jax_enable_x64),
+        "compiled before": bool(jax.config.jax_compilation_cache_dir),  # then first calls may be shorter than they would be
         "commit": commit,
     }
 

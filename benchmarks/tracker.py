@@ -5,7 +5,8 @@ without a guard; by `lobpcg_standard` of JAX started from its last vectors; by S
 the same compiled product, to the same tolerance and to machine precision; and by PyHessian's power iteration on the same
 network in PyTorch, cold, as it always is. Error is relative to `eigsh` at machine precision. Also the price of a product:
 gradient, forward-over-reverse product, linearized product, and the same with its factors folded, as a search applies it, alone
-and in batches; beside it how many multiplications of matrices a product has for each that a gradient has.
+and in batches, and what each further one costs once the loss is linearized; beside it how many multiplications of matrices a
+product has for each that a gradient has.
 
 Run: python benchmarks/tracker.py [--tiny] [--out tracker.json]     (peers: pip install scipy torch pyhessian)
 """
@@ -22,14 +23,13 @@ selfcheck.apply_flag_to_environment()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+from _price import price  # noqa: E402
 from _report import machine, timed, write  # noqa: E402
 from jax.experimental.sparse.linalg import lobpcg_standard  # noqa: E402
 from jax.flatten_util import ravel_pytree  # noqa: E402
 from scipy.sparse.linalg import LinearOperator, eigsh  # noqa: E402
 
 import jaxsharp as js  # noqa: E402
-from jaxsharp._cost import operations  # noqa: E402
-from jaxsharp.curvature.folding import folded  # noqa: E402
 
 
 def main() -> None:
@@ -44,14 +44,14 @@ def main() -> None:
     start = problem.init(jax.random.key(0))
     paths = {"lr 0.1, every 10 steps": (0.1, 10), "lr 0.5, every 10 steps": (0.5, 10), "lr 0.5, every step": (0.5, 1)}
     counts = (1,) if options.tiny else (1, 5, 20)
-    figures = {"price of a product": _price(problem, (1, 2) if options.tiny else (1, 4, 16), 3 * repeats)}
+    figures = {"price of a product": price(problem, (1, 2) if options.tiny else (1, 4, 16), 3 * repeats)}
     if not options.tiny:
-        images, _ = js.data.digits(count=20, flatten=False)
+        pictures, _ = js.data.digits(count=20, flatten=False)
         tokens, _ = js.data.sorting(20, 2, length=8, values=8)
-        vit = js.problems.supervised(js.models.ViT(width=32, depth=3, patch=2), images, loss="cross_entropy")
+        vit = js.problems.supervised(js.models.ViT(width=32, depth=3, patch=2), pictures, loss="cross_entropy")
         transformer = js.problems.supervised(js.models.Transformer(width=32, depth=3), tokens, loss="cross_entropy")
-        figures["price of a product, ViT of 39,178 parameters, 20 images"] = _price(vit, (1,), 3 * repeats)
-        figures["price of a product, transformer of 39,176 parameters, 20 sequences"] = _price(transformer, (1,), 3 * repeats)
+        figures["price of a product, ViT of 39,178 parameters, 20 images"] = price(vit, (1,), 3 * repeats)
+        figures["price of a product, transformer of 39,176 parameters, 20 sequences"] = price(transformer, (1,), 3 * repeats)
     for name, (rate, every) in list(paths.items())[: 1 if options.tiny else None]:
         path = _path(problem, start, rate, points, every)
         for k in counts if every > 1 else (1,):
@@ -72,62 +72,6 @@ def _path(problem, start, rate, points, every):
         return jax.lax.fori_loop(0, every, lambda _, w: step(w), w), w
 
     return jax.lax.scan(visit, start, length=points)[1]
-
-
-def _price(problem, counts, repeats):
-    """Milliseconds per member, each inside a loop of ten, so that dispatch does not count; the ways take turns."""
-    ways = {
-        "gradient": lambda p, w, v: jax.grad(p.loss)(w),
-        "product, forward over reverse": lambda p, w, v: js.curvature.hvp(p.loss, w, v),
-    }
-
-    def loop(way):
-        def run(p, w):
-            shrink = lambda v: jax.tree.map(lambda a, b: 0.1 * a + 1e-3 * b, v, way(p, v, w))  # noqa: E731
-            return jax.lax.fori_loop(0, 10, lambda _, v: shrink(v), w)
-
-        return run
-
-    def linearized(p, w):
-        product = js.curvature.hessian_operator(p.loss, w)
-        return jax.lax.fori_loop(0, 10, lambda _, v: jax.tree.map(lambda a: 0.1 * a, product(v)), w)
-
-    def searched(p, w):
-        linear = js.curvature.hessian_operator(p.loss, w)
-        structure = jax.tree.structure(w)
-
-        def flat(*leaves):
-            return jax.tree.leaves(linear(jax.tree.unflatten(structure, leaves)))
-
-        factors, product = folded(jax.make_jaxpr(flat)(*jax.tree.leaves(w)))
-        return jax.lax.fori_loop(0, 10, lambda _, v: [0.1 * a for a in product(factors, *v)], jax.tree.leaves(w))
-
-    programs = {name: loop(way) for name, way in ways.items()} | {
-        "product, linearized once per ten": linearized,
-        "product, linearized once per ten and folded": searched,
-    }
-    start = problem.init(jax.random.key(1))
-    figures = {"operations of a product / of a gradient": _operations(problem, start)}
-    for members in counts:
-        points = jax.vmap(problem.init)(jax.random.split(jax.random.key(1), members)) if members > 1 else start
-        mapped = {
-            name: jax.jit(jax.vmap(program, in_axes=(None, 0)) if members > 1 else program) for name, program in programs.items()
-        }
-        seconds = {name: [] for name in programs}
-        for _ in range(repeats + 1):
-            for name, program in mapped.items():
-                seconds[name].append(timed(lambda program=program, points=points: program(problem, points), 1)[2])
-        each = {name: 1e3 * statistics.median(values[1:]) / 10 / members for name, values in seconds.items()}
-        figures |= {f"{name}, {members} members, ms each": value for name, value in each.items()}
-        figures |= {f"{name} / gradient, {members} members": value / each["gradient"] for name, value in each.items()}
-        del figures[f"gradient / gradient, {members} members"]
-    return figures
-
-
-def _operations(problem, start):
-    gradient = jax.make_jaxpr(jax.grad(problem.loss))(start)
-    product = jax.make_jaxpr(js.curvature.hessian_operator(problem.loss, start))(start)
-    return operations(product.jaxpr) / operations(gradient.jaxpr)
 
 
 def _follow(problem, path, k, repeats):

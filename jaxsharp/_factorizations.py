@@ -51,9 +51,20 @@ def one_by_one(function: Callable) -> Callable:
     return wraps(function)(call)
 
 
+SMALL_ON_GPU = 32
+"""Largest matrices of which a GPU takes several at a time by Jacobi's method."""
+
+
 @one_by_one
 def eigh(matrix: Array) -> tuple[Array, Array]:
-    """Eigenvalues, smallest first, and eigenvectors, a column each, of a symmetric matrix (n, n)."""
+    """Eigenvalues, smallest first, and eigenvectors, a column each, of a symmetric matrix (n, n).
+
+    On a GPU a small matrix is given twice: a batch goes to a solver that took 0.04 ms where that of a single 5 × 5 matrix took
+    0.31 ms (H200), three times as long as a Hessian-vector product.
+    """
+    if jax.default_backend() == "gpu" and matrix.shape[0] <= SMALL_ON_GPU:
+        values, vectors = jnp.linalg.eigh(jnp.stack([matrix, matrix]))
+        return values[0], vectors[0]
     return tuple(jnp.linalg.eigh(matrix))
 
 

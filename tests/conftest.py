@@ -12,6 +12,7 @@ selfcheck.apply_flag_to_environment()
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")  # as in a run; a GPU would round to 10 bits
 # Compiled programs are kept between runs; the tests count lowerings, which the cache does not hide.
 jax.config.update("jax_compilation_cache_dir", os.environ.get("JAXSHARP_TEST_CACHE", str(Path(__file__).parent / ".jax_cache")))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

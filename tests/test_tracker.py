@@ -52,8 +52,9 @@ def _noticed(tracker, basis, spectra, exact, truth):
     def one(count):
         found = _follow(tracker, basis, spectra, exact, count)
         wrong = jnp.abs(found.values[:, 0] - truth) > 0.01 * truth
-        last = jnp.max(jnp.where(wrong, jnp.arange(truth.size), -1)).astype(jnp.int32)
-        return last + 1 - jnp.argmax(truth > truth[0]).astype(jnp.int32), found.matvecs.astype(truth.dtype).mean(), found.converged.all()
+        last = jnp.max(jnp.where(wrong, jnp.arange(truth.size), -1))
+        delay = (last + 1 - jnp.argmax(truth > truth[0])).astype(jnp.int32)
+        return delay, found.matvecs.astype(truth.dtype).mean(), found.converged.all()
 
     return jax.lax.map(one, 1 + 1000 * jnp.arange(SEEDS, dtype=jnp.int32))
 

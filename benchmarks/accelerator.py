@@ -1,0 +1,166 @@
+"""How near to its limits does an accelerator come?
+
+Three questions. How many operations a second do gradients and Hessian-vector products reach on networks that fill the device,
+beside a product of two matrices in the same precision: single precision ("highest", what `simulate` takes by default), and the
+faster one of the matrix units ("tensorfloat32")? How many members of a grid does it train in the time of one, with sharpness
+every 10 steps and without? And in a batch of searches, how many should run side by side, and how many directions of one?
+
+Runs on a CPU as well, where the answers are known from `grid.py` and `tracker.py`.
+
+Run: python benchmarks/accelerator.py [--tiny] [--out accelerator.json]
+"""
+
+import argparse
+import json
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+
+from jaxsharp import selfcheck
+
+selfcheck.apply_flag_to_environment()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from _price import price  # noqa: E402
+from _report import machine, timed, write  # noqa: E402
+
+import jaxsharp as js  # noqa: E402
+from jaxsharp.curvature import search  # noqa: E402
+
+PRECISIONS = ("highest", "tensorfloat32")
+
+
+def main() -> None:
+    """Measures, prints and writes; what is done is on disk after each part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="a setting of seconds, to see that this still runs")
+    parser.add_argument("--part", choices=("throughput", "members", "searches"), help="one question only")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    figures = {}
+    setting = {"images": 30 if options.tiny else 1000, "width": 4 if options.tiny else 100, "steps": 10 if options.tiny else 200}
+    train, _ = js.data.digits(count=setting["images"], drop_constant=False)
+    problem = js.problems.supervised(js.models.MLP(widths=(setting["width"],) * 2), train)
+    members, chunks = ((1, 2), (2,)) if options.tiny else ((1, 16, 32, 64, 256), (16, 64, 256))
+    parts = {
+        "throughput": partial(_throughput, options.tiny),
+        "members": partial(_members, problem, setting["steps"], members),
+        "searches": partial(_searches, problem, setting["steps"], members[-1], chunks),
+    }
+    for name in [options.part] if options.part else parts:
+        figures |= parts[name]()
+        if options.out:
+            options.out.write_text(json.dumps({"setting": setting, "figures": figures, **machine()}, indent=1) + "\n")
+    write({"setting": setting, "figures": figures, **machine()}, options.out)
+
+
+def _throughput(tiny):
+    """TFLOP/s of gradients and products, and their share of what a product of square matrices reaches."""
+    count, widths, channels, side = (20, (8, 8), (2, 2), 64) if tiny else (1700, (4096, 4096), (256, 256), 8192)
+    flat, _ = js.data.digits(count=count, drop_constant=False)
+    pictures, _ = js.data.digits(count=count, flatten=False)
+    problems = {
+        f"MLP {widths}, {count} images": js.problems.supervised(js.models.MLP(widths=widths), flat),
+        f"CNN {channels}, {count} images": js.problems.supervised(js.models.CNN(widths=channels), pictures),
+    }
+    figures = {}
+    for precision in PRECISIONS:
+        with jax.default_matmul_precision(precision):
+            rate = _matrix_rate(side)
+            rows = {"product of two matrices, TFLOP/s": rate}
+            for name, problem in problems.items():
+                found = price(problem, (1,), 1 if tiny else 5)
+                gradient = found["operations of a gradient"]
+                for way, work in {
+                    "gradient": gradient,
+                    "product, linearized once per ten and folded": gradient * found["operations of a product / of a gradient"],
+                    "product, folded, each further one": gradient * found["operations of a product / of a gradient"],
+                }.items():
+                    reached = work / (1e-3 * found[f"{way}, 1 members, ms each"]) / 1e12
+                    rows[f"{name}: {way}, TFLOP/s"] = reached
+                    rows[f"{name}: {way}, share of two matrices"] = reached / rate
+                    rows[f"{name}: {way}, ms"] = found[f"{way}, 1 members, ms each"]
+        figures[f"precision {precision}"] = rows
+        jax.clear_caches()
+    return figures
+
+
+def _matrix_rate(side, repeats=10):
+    """TFLOP/s of multiplying two random square matrices, in a loop that cannot be shortened."""
+    matrix = jax.random.normal(jax.random.key(0), (side, side)) / jnp.sqrt(side)
+    program = jax.jit(lambda a: jax.lax.fori_loop(0, repeats, lambda _, b: a @ b, a))
+    return repeats * 2 * side**3 / timed(lambda: program(matrix), 3)[2] / 1e12
+
+
+def _members(problem, steps, counts):
+    """Milliseconds of a grid of so many members, and that over the time of a run alone."""
+    figures = {}
+    for name, probes in (("without sharpness", ["loss"]), ("with sharpness every 10", ["loss", "sharpness"])):
+        alone = partial(js.simulate, problem, js.optimizers.gd(0.1), steps, probes=probes, every=10)
+        ways = {"alone": alone} | {f"{count} members": partial(_sweep, problem, steps, probes, count) for count in counts}
+        each = _milliseconds(ways, 5)
+        figures[f"{name}, ms"] = each
+        figures[f"{name}, over the time of one"] = {way: value / each["alone"] for way, value in each.items()}
+        jax.clear_caches()
+    return figures
+
+
+def _sweep(problem, steps, probes, count):
+    over = {"learning_rate": np.linspace(0.02, 0.2, count).tolist()}
+    devices = jax.devices()[:1]
+    return js.sweep(
+        problem, js.optimizers.gd, over, steps=steps, probes=probes, every=10, batch_size=count, devices=devices, progress=False
+    )
+
+
+def _searches(problem, steps, members, chunks):
+    """Milliseconds of a grid with so many searches side by side; and of a run with its directions side by side or in turn."""
+    name = "MEMBERS_ON_CPU" if jax.default_backend() == "cpu" else "MEMBERS_ON_ACCELERATOR"
+    usual, figures = getattr(search, name), {}
+    for chunk in chunks:
+        setattr(search, name, chunk)
+        jax.clear_caches()
+        way = {f"{members} members, {chunk} searches side by side": partial(_sweep, problem, steps, ["sharpness"], members)}
+        figures |= _milliseconds(way, 3)
+    setattr(search, name, usual)
+    jax.clear_caches()
+
+    def follow(block, k, problem, w):
+        tracker = js.curvature.EigenTracker(k, block=block)
+
+        def measure(carry, _):
+            w, memory = carry
+            w = jax.lax.fori_loop(0, 10, lambda _, w: jax.tree.map(lambda a, b: a - 0.1 * b, w, jax.grad(problem.loss)(w)), w)
+            memory, pairs = tracker.measure(js.curvature.hessian_operator(problem.loss, w), memory)
+            return (w, memory), pairs.matvecs
+
+        return jax.lax.scan(measure, (w, tracker.init(w)), length=max(steps // 10, 2))[1]
+
+    start = problem.init(jax.random.key(0))
+    for k in (1, 5):
+        ways = {f"k={k}, {block} directions side by side": partial(follow, block, k) for block in (1, k + 1)}
+        programs = {way: partial(jax.jit(function), problem, start) for way, function in ways.items()}
+        with jax.default_matmul_precision("highest"):
+            figures |= _milliseconds(programs, 5)
+            figures |= {f"{way}, products": float(program().mean()) for way, program in programs.items()}
+    return {"searches, ms": figures}
+
+
+def _milliseconds(ways, repeats):
+    """Median time of each way, all of them once before and then by turns."""
+    seconds = {name: [] for name in ways}
+    for run in ways.values():
+        jax.block_until_ready(run())  # compiles
+    for _ in range(repeats):
+        for name, run in ways.items():
+            began = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - began)
+    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+
+
+if __name__ == "__main__":
+    main()
