@@ -1,6 +1,7 @@
 """Results: labelled datasets with provenance, saved as netCDF; the place that turns arrays into xarray."""
 
 import datetime
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -115,6 +116,7 @@ def provenance(outcome: Outcome, configuration: dict) -> dict:
     }
 
 
+@functools.cache
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

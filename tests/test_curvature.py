@@ -49,7 +49,7 @@ def test_hvp_matches_finite_differences_of_the_gradient(network):
 def test_top_eigenpairs_match_dense(network):
     problem, w = network
     exact = np.linalg.eigvalsh(dense_hessian(problem.loss, w))[::-1]
-    pairs = jax.jit(lambda p, w: js.curvature.frozen_eigenpairs(p.loss, w, 4, tol=1e-9))(problem, w)
+    pairs = jax.jit(lambda p, w: js.curvature.frozen_eigenpairs(p.loss, w, 4, tol=1e-9, max_matvecs=400))(problem, w)
     assert pairs.converged
     np.testing.assert_allclose(pairs.values, exact[:4], rtol=1e-10)
     vectors = jax.vmap(lambda row: ravel_pytree(row)[0])(pairs.vectors)
