@@ -1,14 +1,16 @@
 """How far is a converged eigenvalue from the truth, and is it the one of its rank?
 
-Twice: cold searches on random symmetric matrices of six kinds of spectrum, with 1 and with 5 values asked for; and three values
+Three times: cold searches on random symmetric matrices of six kinds of spectrum, with 1 and with 5 values asked for; three values
 tracked along gradient descent on a small network at a rate at which the spectrum moves fast, several seeds, beside the dense
-Hessian in float64 at every measurement. A residual promises that some eigenvalue is within the tolerance; one wants it to be
-that of the rank.
+Hessian in float64 at every measurement; and planted crossings, in which an eigenvalue overtakes the tracked one from a direction
+orthogonal to all that are followed: measurements until it is noticed. A residual promises that some eigenvalue is within the
+tolerance; one wants it to be that of the rank.
 
 Run: python benchmarks/accuracy.py [--tiny] [--out accuracy.json]
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from jaxsharp import selfcheck
@@ -34,6 +36,7 @@ def main() -> None:
     cases, sizes, seeds, steps = (12, (20,), 1, 6) if options.tiny else (1800, (40, 150), 8, 90)
     figures = {f"{cases} random matrices of {size} dimensions, k={k}": _random(cases, size, k) for size in sizes for k in (1, 5)}
     figures[f"k=3 along {steps} steps, {seeds} seeds"] = _tracked(seeds, steps)
+    figures |= _crossings(*((30, 2) if options.tiny else (300, 100)))
     write({"setting": {"tolerance": TOLERANCE}, "figures": figures, **machine()}, options.out)
 
 
@@ -97,6 +100,55 @@ def _judged(values, exact, converged):
         "off the eigenvalue of the rank by more, by rank": [int(wrong) for wrong in ((ranked > TOLERANCE) & sure).sum(axis=0)],
         "median error": float(np.median(ranked[sure])),
     }
+
+
+def _crossings(size, seeds):
+    """Measurements from an overtaking to the last wrong value, over seeds of the guard's noise."""
+    rng = np.random.default_rng(0)
+    basis = jnp.asarray(np.linalg.qr(rng.normal(size=(size, size)))[0])
+    rest = 0.3 * rng.random(size - 3) ** 2 - 0.02
+    heights = {
+        "from 0.5 to 1.5 in 80 measurements": np.linspace(0.5, 1.5, 81),
+        "from 0.1 to 1.5 at once": np.r_[np.full(5, 0.1), np.full(60, 1.5)],
+        "from 0.9 to 1.1 in 200 measurements": np.linspace(0.9, 1.1, 201),
+    }
+    trackers = {
+        "as it is": js.curvature.EigenTracker(k=1),
+        "guard looked at every time": js.curvature.EigenTracker(k=1, guard_every=1),
+        "two guards": js.curvature.EigenTracker(k=1, guards=2),
+        "no guard": js.curvature.EigenTracker(k=1, guards=0),
+    }
+
+    @partial(jax.jit, static_argnums=0)
+    def follow(tracker, spectra, count):
+        def measure(memory, spectrum):
+            memory, pairs = tracker.measure(lambda v: basis @ (spectrum * (basis.T @ v)), memory)
+            return memory, (pairs.values[0], pairs.matvecs)
+
+        memory = tracker.init(basis[0])
+        memory = memory._replace(vectors=basis.T[: tracker.k + tracker.guards] * 1.0, count=count)
+        return jax.lax.scan(measure, memory, spectra)[1]
+
+    figures = {}
+    for path, height in heights.items():
+        # the first is tracked, the guards know bulk eigenvectors, and the one that rises is orthogonal to both
+        spectra = jnp.asarray(np.stack([np.r_[1.0, rest[:2], h, 0.8, rest[2:]] for h in height]), basis.dtype)
+        truth, overtaken = np.maximum(height, 1.0), int(np.argmax(height > 1.0))
+        for name, tracker in trackers.items():
+            delays, products = [], []
+            for seed in range(seeds):
+                values, spent = follow(tracker, spectra, jnp.asarray(1 + 1000 * seed, jnp.int32))
+                wrong = np.flatnonzero(np.abs(np.asarray(values) - truth) > TOLERANCE * truth)
+                delays.append(max(int(wrong[-1]) + 1 - overtaken, 0) if wrong.size else 0)
+                products.append(float(spent.mean()))
+            figures[f"overtaken {path}, {name}"] = {
+                "measurements until noticed, median": float(np.median(delays)),
+                "of 9 in 10 at most": float(np.quantile(delays, 0.9)),
+                "of all at most": int(np.max(delays)),
+                "measurements after the overtaking": int(height.size - overtaken),
+                "products per measurement": float(np.mean(products)),
+            }
+    return figures
 
 
 if __name__ == "__main__":

@@ -24,6 +24,10 @@ from jaxsharp.trajectory import Schedule
 SAVE_EVERY = 60.0
 """Seconds between checkpoints within one batch."""
 
+PLAIN_CODE = {"xla_backend_optimization_level": 0}
+"""How a CPU compiles the drawing of initial parameters: as it is, since optimizing that takes a second or two, longer than a small
+run, and drawing 10 million numbers without takes no more."""
+
 BUFFER_BYTES = 128 * 2**20
 """Most memory that one call's recorded values may take on the device."""
 
@@ -115,14 +119,15 @@ def execute(
     size = batch_length(batch_size, total, len(devices) or 1, weight) if batched else 1
     batched = size > 1
     each = size // (len(devices) or 1)
-    begin = _begin_program(probes, start_function, each, devices)
+    start, begin = _start_program(start_function, each, devices), _begin_program(probes, each, devices)
     advance = _advance_program(probes, plan.groups, each, devices)
     batches = [np.arange(first, min(first + size, total)) for first in range(0, total, size)]
 
     def prepare(batch):
         padded = np.resize(batch, size)  # the last batch repeats members, so that it has the shape of the others
         subset = members.take(padded if batched else padded[0])
-        return subset.dynamics, begin(problem, subset.dynamics, subset.seeds, subset.points, start_values)
+        params = start(problem, subset.seeds, subset.points, start_values)
+        return subset.dynamics, begin(problem, subset.dynamics, params)
 
     finished, earlier = [], 0.0
     with jax.default_matmul_precision(precision), bar(progress, len(batches) * len(plan.events)) as tick:
@@ -187,21 +192,20 @@ def _gradient_burden(problem, members, start_values, start_function):
     """The burden of one gradient of one member, found by tracing alone."""
 
     def gradient(problem, seed, point):
-        params = _start_params(problem, seed, point, start_values, start_function)
+        params = _start_params(problem, seed, point, start_values, start_function=start_function)
         return jax.grad(problem.loss)(params)
 
     return burden_of(jax.make_jaxpr(gradient)(problem, members.seeds[0], members.take(np.asarray(0)).points).jaxpr)
 
 
-def _start_params(problem, seed, point, start_values, start_function):
+def _start_params(problem, seed, point, start_values, *, start_function):
     if start_values is not None:
         return start_values
     key = jax.random.key(seed)
     return start_function(key, **point) if start_function is not None else problem.init(key)
 
 
-def _begin(problem, dynamics, seed, point, start_values, *, probes, start_function):
-    params = _start_params(problem, seed, point, start_values, start_function)
+def _begin(problem, dynamics, params, *, probes):
     return trajectory.start(problem, _typed(dynamics, params), probes, params)
 
 
@@ -216,9 +220,15 @@ def _typed(dynamics, params):
 
 
 @lru_cache(maxsize=64)
-def _begin_program(probes, start_function, each, devices):
-    begin = partial(_begin, probes=probes, start_function=start_function)
-    return jax.jit(_for_members(begin, (False, True, True, True, False), each, devices))
+def _start_program(start_function, each, devices):
+    start = _for_members(partial(_start_params, start_function=start_function), (False, True, True, False), each, devices)
+    plain = start_function is None and jax.default_backend() == "cpu"
+    return jax.jit(start, compiler_options=PLAIN_CODE if plain else None)
+
+
+@lru_cache(maxsize=64)
+def _begin_program(probes, each, devices):
+    return jax.jit(_for_members(partial(_begin, probes=probes), (False, True, True), each, devices))
 
 
 @lru_cache(maxsize=64)
