@@ -25,8 +25,8 @@ SAVE_EVERY = 60.0
 """Seconds between checkpoints within one batch."""
 
 PLAIN_CODE = {"xla_backend_optimization_level": 0}
-"""How a CPU compiles the drawing of initial parameters: as it is, since optimizing that takes a second or two, longer than a small
-run, and drawing 10 million numbers without takes no more."""
+"""How a CPU compiles the drawing of initial parameters: as it is, since optimizing that takes a second or two, longer than a
+small run; drawing 10 million numbers then takes 0.4 s instead of 0.1."""
 
 BUFFER_BYTES = 128 * 2**20
 """Most memory that one call's recorded values may take on the device."""
