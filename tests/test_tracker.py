@@ -42,7 +42,7 @@ CROSSINGS = {
     "jumping": np.r_[np.full(5, 0.1), np.full(35, 1.5)],
     "slow": np.linspace(0.9, 1.1, 101),
 }
-SEEDS = 24
+SEEDS = 16
 
 
 @partial(jax.jit, static_argnums=0)
@@ -61,7 +61,7 @@ def _noticed(tracker, basis, spectra, exact, truth):
 
 @pytest.mark.parametrize("name", CROSSINGS)
 def test_an_eigenvalue_that_overtakes_from_an_orthogonal_direction_is_caught(name, precision):
-    """Over 24 seeds of the noise, by a guard that is looked at every second measurement, and sooner by one at every one."""
+    """Over 16 seeds of the noise, by a guard that is looked at every second measurement, and sooner by one at every one."""
     del precision
     heights = CROSSINGS[name]
     basis, spectra = jnp.asarray(_basis(300)), jnp.asarray(_planted_crossing(heights))
