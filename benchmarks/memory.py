@@ -3,12 +3,12 @@
 Networks of 10³ to 10⁷ parameters train for a few steps with sharpness tracked, each in a process of its own, and the growth of
 its resident memory from before the run to its peak is compared with the model
 
-    bytes = programs + itemsize · (D · (4 · rows + 5 + k + guards) + 8 · images · units),    rows = 2 (k + guards) + 4 + 1.
+    bytes = programs + itemsize · (D · (4 · rows + 5 + 3 k + 5 guards) + 8 · images · units),    rows = 2 (k + guards) + 4 + 1.
 
 The search holds `rows` directions and their products, and as much again while it replaces full rows by their best; 5 + k + guards
-further vectors are the parameters, the gradient and the tracker's memory; the last term is what the linearized gradient holds.
-Compiling and holding the programs takes some 200 MB however small the network is: the smallest network calibrates it, the others
-are predicted.
+further vectors are the parameters, the gradient and the tracker's memory, 2 (k + guards) the first directions before and after
+noise is added, 2 guards their next step; the last term is what the linearized gradient holds. Compiling and holding the programs
+takes some 200 MB however small the network is: the smallest network calibrates it, the others are predicted.
 
 Run: python benchmarks/memory.py [--tiny] [--out memory.json]
 """
@@ -63,7 +63,7 @@ def main() -> None:
 def arrays(parameters: int, units: int, k: int = 1, guards: int = 1, itemsize: int = 4) -> float:
     """The predicted bytes of arrays."""
     rows = 2 * (k + guards) + 4 + 1
-    return itemsize * (parameters * (4 * rows + 5 + k + guards) + 8 * IMAGES * units)
+    return itemsize * (parameters * (4 * rows + 5 + 3 * k + 5 * guards) + 8 * IMAGES * units)
 
 
 def _measure(width):
