@@ -12,8 +12,8 @@ from jaxsharp._types import Array, Block, Count
 from jaxsharp.curvature.folding import folded
 
 MEMBERS_ON_CPU = 1
-"""Members of a batch that search side by side on a CPU. One at a time each takes its own number of rounds and its own branches, and
-none waits for the slowest; side by side large networks take up to a fifth longer, small ones up to a seventh less
+"""Members of a batch that search side by side on a CPU. One at a time each takes its own number of rounds and its own branches,
+and none waits for the slowest; side by side large networks take up to a fifth longer, small ones up to a seventh less
 (`benchmarks/grid.py`)."""
 
 MEMBERS_ON_ACCELERATOR = 64
