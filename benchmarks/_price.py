@@ -1,9 +1,9 @@
 """What the benchmarks share: the price of a Hessian-vector product, beside a gradient and beside its arithmetic."""
 
-import statistics
+from functools import partial
 
 import jax
-from _report import timed
+from _report import by_turns
 
 import jaxsharp as js
 from jaxsharp._cost import operations
@@ -15,10 +15,6 @@ def price(problem, counts, repeats: int) -> dict:
 
     Of products the first ten after a linearization, which is counted in, and the ten after those.
     """
-    ways = {
-        "gradient": lambda p, w, v: jax.grad(p.loss)(w),
-        "product, forward over reverse": lambda p, w, v: js.curvature.hvp(p.loss, w, v),
-    }
 
     def loop(way):
         def run(p, w):
@@ -47,31 +43,26 @@ def price(problem, counts, repeats: int) -> dict:
 
         return run
 
-    programs = {name: loop(way) for name, way in ways.items()} | {
+    programs = {
+        "gradient": loop(lambda p, w, v: jax.grad(p.loss)(w)),
+        "product, forward over reverse": loop(lambda p, w, v: js.curvature.hvp(p.loss, w, v)),
         "product, linearized once per ten": linearized,
         "product, linearized once per ten and folded": searched(10),
         "twenty": searched(20),
     }
     start = problem.init(jax.random.key(1))
-    gradient, product = (operations(_traced(problem, start, way)) for way in ("gradient", "product"))
+    linear = js.curvature.hessian_operator(problem.loss, start)
+    gradient, product = (operations(jax.make_jaxpr(f)(start).jaxpr) for f in (jax.grad(problem.loss), linear))
     figures = {"operations of a gradient": gradient, "operations of a product / of a gradient": product / gradient}
     for members in counts:
         points = jax.vmap(problem.init)(jax.random.split(jax.random.key(1), members)) if members > 1 else start
         mapped = {
             name: jax.jit(jax.vmap(program, in_axes=(None, 0)) if members > 1 else program) for name, program in programs.items()
         }
-        seconds = {name: [] for name in programs}
-        for _ in range(repeats + 1):
-            for name, program in mapped.items():
-                seconds[name].append(timed(lambda program=program, points=points: program(problem, points), 1)[2])
-        each = {name: 1e3 * statistics.median(values[1:]) / 10 / members for name, values in seconds.items()}
+        runs = {name: partial(program, problem, points) for name, program in mapped.items()}
+        each = {name: 1e3 * seconds / 10 / members for name, seconds in by_turns(runs, repeats).items()}
         each["product, folded, each further one"] = each.pop("twenty") - each["product, linearized once per ten and folded"]
         figures |= {f"{name}, {members} members, ms each": value for name, value in each.items()}
         figures |= {f"{name} / gradient, {members} members": value / each["gradient"] for name, value in each.items()}
         del figures[f"gradient / gradient, {members} members"]
     return figures
-
-
-def _traced(problem, start, way):
-    function = jax.grad(problem.loss) if way == "gradient" else js.curvature.hessian_operator(problem.loss, start)
-    return jax.make_jaxpr(function)(start).jaxpr

@@ -21,6 +21,19 @@ def timed(call, repeats: int) -> tuple[object, float, float]:
     return result, seconds[0], statistics.median(seconds[1:])
 
 
+def by_turns(ways: dict, repeats: int) -> dict[str, float]:
+    """Median seconds of each way, all once before, which compiles, and then by turns, so that noise disturbs all alike."""
+    seconds = {name: [] for name in ways}
+    for run in ways.values():
+        jax.block_until_ready(run())
+    for _ in range(repeats):
+        for name, run in ways.items():
+            began = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
 def machine() -> dict:
     """Device, versions, precision and commit."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()

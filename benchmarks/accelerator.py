@@ -3,17 +3,18 @@
 Three questions. How many operations a second do gradients and Hessian-vector products reach on networks that fill the device,
 beside a product of two matrices in the same precision: single precision ("highest", what `simulate` takes by default), and the
 faster one of the matrix units ("tensorfloat32")? How many members of a grid does it train in the time of one, with sharpness
-every 10 steps and without? And in a batch of searches, how many should run side by side, and how many directions of one?
+every 10 steps and without? A call has fixed costs on the host, so this is told of whole runs and of each further step, from runs
+of two lengths that share their program. And in a batch of searches, how many should run side by side, and how many directions of
+one; what does a small eigenproblem cost, as it is and given twice?
 
-Runs on a CPU as well, where the answers are known from `grid.py` and `tracker.py`.
+Runs on a CPU as well, where the answers are known from `grid.py` and `tracker.py`. On a GPU most of the time goes into compiling:
+run the parts once, side by side, with JAX_COMPILATION_CACHE_DIR set, and then again one after the other.
 
-Run: python benchmarks/accelerator.py [--tiny] [--out accelerator.json]
+Run: python benchmarks/accelerator.py [--tiny] [--part throughput | members | searches] [--out accelerator.json]
 """
 
 import argparse
 import json
-import statistics
-import time
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from _price import price  # noqa: E402
-from _report import machine, timed, write  # noqa: E402
+from _report import by_turns, machine, timed, write  # noqa: E402
 
 import jaxsharp as js  # noqa: E402
 from jaxsharp.curvature import search  # noqa: E402
@@ -41,14 +42,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     figures = {}
-    setting = {"images": 30 if options.tiny else 1000, "width": 4 if options.tiny else 100, "steps": 10 if options.tiny else 200}
-    train, _ = js.data.digits(count=setting["images"], drop_constant=False)
-    problem = js.problems.supervised(js.models.MLP(widths=(setting["width"],) * 2), train)
-    members, chunks = ((1, 2), (2,)) if options.tiny else ((1, 16, 32, 64, 256), (16, 64, 256))
+    networks = {"1000 images, width 100": (1000, 100), "50 images, width 16": (50, 16)}
+    if options.tiny:
+        networks = {"4 images, width 4": (4, 4)}
+    problems = {
+        name: js.problems.supervised(js.models.MLP(widths=(width,) * 2), js.data.digits(count=images, drop_constant=False)[0])
+        for name, (images, width) in networks.items()
+    }
+    lengths = (10, 20) if options.tiny else (650, 1260)
+    members, chunks = ((2,), (2,)) if options.tiny else ((16, 32, 64, 256), (16, 64, 256))
+    setting = {"networks": list(networks), "steps": lengths}
     parts = {
         "throughput": partial(_throughput, options.tiny),
-        "members": partial(_members, problem, setting["steps"], members),
-        "searches": partial(_searches, problem, setting["steps"], members[-1], chunks),
+        "members": partial(_members, problems, lengths, members),
+        "searches": partial(_searches, next(iter(problems.values())), lengths[0], members[-1], chunks),
     }
     for name in [options.part] if options.part else parts:
         figures |= parts[name]()
@@ -94,25 +101,34 @@ def _matrix_rate(side, repeats=10):
     return repeats * 2 * side**3 / timed(lambda: program(matrix), 3)[2] / 1e12
 
 
-def _members(problem, steps, counts):
-    """Milliseconds of a grid of so many members, and that over the time of a run alone."""
+def _members(problems, lengths, counts):
+    """Milliseconds of grids of so many members, whole and per further step, and these over those of a run alone."""
     figures = {}
-    for name, probes in (("without sharpness", ["loss"]), ("with sharpness every 10", ["loss", "sharpness"])):
-        alone = partial(js.simulate, problem, js.optimizers.gd(0.1), steps, probes=probes, every=10)
-        ways = {"alone": alone} | {f"{count} members": partial(_sweep, problem, steps, probes, count) for count in counts}
-        each = _milliseconds(ways, 5)
-        figures[f"{name}, ms"] = each
-        figures[f"{name}, over the time of one"] = {way: value / each["alone"] for way, value in each.items()}
-        jax.clear_caches()
+    for network, problem in problems.items():
+        for name, probes in (("without sharpness", ["loss"]), ("with sharpness every 10", ["loss", "sharpness"])):
+            ways = {}
+            for steps in lengths:
+                ways["alone", steps] = partial(js.simulate, problem, js.optimizers.gd(0.1), steps, probes=probes, every=10)
+                ways |= {(f"{count} members", steps): partial(_sweep, problem, steps, probes, count) for count in counts}
+            each, (short, long) = _milliseconds(ways, 3), lengths
+            rows = {way: (ms, (each[way, long] - ms) / (long - short)) for (way, steps), ms in each.items() if steps == short}
+            figures[f"{network}, {name}"] = {
+                way: {
+                    f"{short} steps, ms": whole,
+                    "each further step, ms": step,
+                    f"{short} steps, over the time of one": whole / rows["alone"][0],
+                    "each further step, over the time of one": step / rows["alone"][1],
+                }
+                for way, (whole, step) in rows.items()
+            }
+            jax.clear_caches()
     return figures
 
 
 def _sweep(problem, steps, probes, count):
     over = {"learning_rate": np.linspace(0.02, 0.2, count).tolist()}
-    devices = jax.devices()[:1]
-    return js.sweep(
-        problem, js.optimizers.gd, over, steps=steps, probes=probes, every=10, batch_size=count, devices=devices, progress=False
-    )
+    options = {"steps": steps, "probes": probes, "every": 10, "batch_size": count, "devices": jax.devices()[:1]}
+    return js.sweep(problem, js.optimizers.gd, over, progress=False, **options)
 
 
 def _searches(problem, steps, members, chunks):
@@ -145,20 +161,26 @@ def _searches(problem, steps, members, chunks):
         with jax.default_matmul_precision("highest"):
             figures |= _milliseconds(programs, 5)
             figures |= {f"{way}, products": float(program().mean()) for way, program in programs.items()}
+    for size in (5, 17):
+        matrix = jax.random.normal(jax.random.key(0), (size, size))
+        programs = {copies: partial(jax.jit(partial(_eigenproblems, copies)), matrix) for copies in (1, 2)}
+        each = _milliseconds(programs, 3)
+        figures |= {f"a hundred eigenproblems of {size} rows, each given {copies} times": ms for copies, ms in each.items()}
     return {"searches, ms": figures}
 
 
+def _eigenproblems(copies, matrix):
+    """A hundred, one after another, each the last put together again."""
+
+    def put_together(_, matrix):
+        values, vectors = jnp.linalg.eigh(jnp.stack([matrix] * copies))
+        return (vectors[0] * values[0]) @ vectors[0].T
+
+    return jax.lax.fori_loop(0, 100, put_together, matrix + matrix.T)
+
+
 def _milliseconds(ways, repeats):
-    """Median time of each way, all of them once before and then by turns."""
-    seconds = {name: [] for name in ways}
-    for run in ways.values():
-        jax.block_until_ready(run())  # compiles
-    for _ in range(repeats):
-        for name, run in ways.items():
-            began = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds[name].append(time.perf_counter() - began)
-    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+    return {name: 1e3 * seconds for name, seconds in by_turns(ways, repeats).items()}
 
 
 if __name__ == "__main__":

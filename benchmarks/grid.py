@@ -11,8 +11,6 @@ Run: python benchmarks/grid.py [--tiny] [--members 16] [--out grid.json]
 
 import argparse
 import json
-import statistics
-import time
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +20,7 @@ selfcheck.apply_flag_to_environment()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-from _report import machine, write  # noqa: E402
+from _report import by_turns, machine, write  # noqa: E402
 
 import jaxsharp as js  # noqa: E402
 from jaxsharp import grid  # noqa: E402
@@ -116,16 +114,8 @@ def _measure(problem, probes, members, batches, steps, repeats):
 
 
 def _milliseconds(ways, members, repeats):
-    """Median time per member of each way, all of them once before and then by turns."""
-    seconds = {name: [] for name in ways}
-    for run in ways.values():
-        run()  # compiles
-    for _ in range(repeats):
-        for name, run in ways.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    return {name: 1e3 * statistics.median(values) / members for name, values in seconds.items()}
+    """Median time per member of each way."""
+    return {name: 1e3 * seconds / members for name, seconds in by_turns(ways, repeats).items()}
 
 
 if __name__ == "__main__":

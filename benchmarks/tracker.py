@@ -1,12 +1,12 @@
 """How many products and how much time does a measurement of sharpness take, beside the solvers that people use today?
 
 Points along full-batch GD (digits, tanh MLP 64-100-100-10, squared loss) are measured one after another: by the tracker, with and
-without a guard; by `lobpcg_standard` of JAX started from its last vectors; by SciPy's `eigsh`, started from its last vector, on
-the same compiled product, to the same tolerance and to machine precision; and by PyHessian's power iteration on the same
-network in PyTorch, cold, as it always is. Error is relative to `eigsh` at machine precision. Also the price of a product:
-gradient, forward-over-reverse product, linearized product, and the same with its factors folded, as a search applies it, alone
-and in batches, and what each further one costs once the loss is linearized; beside it how many multiplications of matrices a
-product has for each that a gradient has.
+without a guard, and with vectors that are not moved on; by `lobpcg_standard` of JAX started from its last vectors; by SciPy's
+`eigsh`, started from its last vector, on the same compiled product, to the same tolerance and to machine precision; and by
+PyHessian's power iteration on the same network in PyTorch, cold, as it always is. Error is relative to `eigsh` at machine
+precision. Also the price of a product: gradient, forward-over-reverse product, linearized product, and the same with its factors
+folded, as a search applies it, alone and in batches, and what each further one costs once the loss is linearized; beside it how
+many multiplications of matrices a product has for each that a gradient has.
 
 Run: python benchmarks/tracker.py [--tiny] [--out tracker.json]     (peers: pip install scipy torch pyhessian)
 """
@@ -97,10 +97,12 @@ def _follow(problem, path, k, repeats):
             products.append(count)
         return np.asarray(values), np.asarray(products)
 
-    @partial(jax.jit, static_argnums=0)
-    def track(tracker, problem, path):
+    @partial(jax.jit, static_argnums=(0, 3))
+    def track(tracker, problem, path, still=False):
         def measure(memory, w):
             memory, pairs = tracker.measure(js.curvature.hessian_operator(problem.loss, w), memory)
+            if still:
+                memory = memory._replace(trust=0 * memory.trust)
             return memory, (pairs.values, pairs.matvecs, pairs.converged)
 
         return jax.lax.scan(measure, tracker.init(like), path)[1]
@@ -122,6 +124,7 @@ def _follow(problem, path, k, repeats):
         "eigsh, 1e-2": lambda: scipy(1e-2),
         "tracker": lambda: track(js.curvature.EigenTracker(k), problem, path),
         "tracker, no guard": lambda: track(js.curvature.EigenTracker(k, guards=0), problem, path),
+        "tracker, not moved on": lambda: track(js.curvature.EigenTracker(k), problem, path, True),
     }
     if k * 5 < flat.size and k < 20:
         rows["lobpcg_standard"] = lambda: lobpcg(problem, path)

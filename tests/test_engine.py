@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support import count_compilations, digits_network, regression
+from support import count_compilations, digits_network, flat, regression, tolerance
 
 import jaxsharp as js
 from jaxsharp import grid, selfcheck, trajectory
@@ -55,6 +55,21 @@ def test_a_trajectory_is_the_plain_loop():
             np.testing.assert_allclose(ds.loss.sel(step=step), problem.loss(w), rtol=1e-12)
         gradient = jax.grad(problem.loss)(w)
         w = jax.tree.map(lambda x, g: (1 - 0.3 * 0.01) * x - 0.3 * g, w, gradient)
+
+
+def test_a_run_starts_where_the_problem_says(precision, monkeypatch):
+    """Each member from its own seed; the problem's own start is compiled without optimization, a given function with."""
+    problem = digits_network(widths=(4,), count=20)
+    ds = js.sweep(problem, js.optimizers.gd, {"learning_rate": [0.1]}, seeds=2, steps=1, probes=["parameters"], progress=False)
+    for seed in (0, 1):
+        exact = flat(problem.init(jax.random.key(seed)))
+        found = ds.parameters.isel(learning_rate=0, seed=seed, step=0)
+        np.testing.assert_allclose(found, exact, rtol=0, atol=tolerance(precision, 10, 1))  # numbers of about 0.1
+    options = []
+    monkeypatch.setattr(jax, "jit", lambda function, compiler_options=None: options.append(compiler_options))
+    for start in (None, lambda key: key):
+        grid._start_program.__wrapped__(start, 1, ())
+    assert options == [grid.PLAIN_CODE if jax.default_backend() == "cpu" else None, None]
 
 
 def test_grid_members_equal_single_runs(precision):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 import jaxsharp as js
 from jaxsharp import _factorizations as factorizations
@@ -38,6 +39,29 @@ def test_a_batch_of_batches_is_factorized_right_one_matrix_a_call(name, precisio
         shapes = [shape for call in calls for shape in re.findall(r"tensor<((?:\d+x)*)f\d+>", call)]
         assert shapes
         assert max(shape.count("x") for shape in shapes) == 2
+
+
+@pytest.mark.parametrize(("size", "given"), [(5, 2), (32, 2), (33, 1)])
+def test_a_gpu_takes_a_small_eigenproblem_twice(size, given, monkeypatch):
+    """For the solver of batches; the larger one as it is, and both right."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    noise = np.random.default_rng(0).normal(size=(size, size))
+    matrix = jnp.asarray(noise + noise.T)
+    values, vectors = factorizations.eigh(matrix)
+    np.testing.assert_allclose(vectors @ jnp.diag(values) @ vectors.T, matrix, atol=1e-12)
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(matrix), atol=1e-12)
+    shapes = [
+        out.aval.shape for equation in _equations(jax.make_jaxpr(factorizations.eigh)(matrix).jaxpr) for out in equation.outvars
+    ]
+    assert ((given, size, size) in shapes) == (given > 1)
+
+
+def _equations(jaxpr):
+    """All of a program that factorizes, whatever it is wrapped in."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from _equations(inner)
 
 
 def test_eigenvalues_alone_and_forward_derivatives():

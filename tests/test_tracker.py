@@ -125,8 +125,10 @@ def test_a_guard_that_is_not_looked_at_costs_nothing_and_stays():
     moved = (np.abs(guards[1:] - guards[:-1]) > 1e-12).any(axis=(1, 2))
     assert moved.tolist() == [False, False, True, False, False, True, False, False]
     assert memory.guards.steps.tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3]
-    with pytest.raises(ValueError, match="guard_every"):
-        EigenTracker(guard_every=0)
+    for probe in (js.probes.sharpness, js.probes.spherical_sharpness):
+        assert probe(guard_every=3).tracker == EigenTracker(guard_every=3)
+        with pytest.raises(ValueError, match="guard_every"):
+            probe(guard_every=0)
     with pytest.raises(ValueError, match="watched must hold 1 guards of 30"):
         js.curvature.top_eigenpairs(lambda v: v, jnp.zeros(30), watched=jax.tree.map(lambda rows: rows[0], memory.guards))
 

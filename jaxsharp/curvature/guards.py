@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxsharp._types import Array, Block, Count, PyTree, Scalar
+from jaxsharp._types import Array, Block, Count, PyTree
 from jaxsharp.curvature.search import Plan, Search, overlaps
 
 CLEAR = 8
@@ -23,11 +23,6 @@ class Guards(NamedTuple):
     vectors: PyTree
     weights: Array
     steps: Count
-
-
-def bottom(found: Search) -> Scalar:
-    """The smallest value found, or 0 if that is smaller."""
-    return jnp.minimum(jnp.min(jnp.where(jnp.isneginf(found.values), 0, found.values)), 0)
 
 
 def stepped(found: Search, plan: Plan, start: Block, before: Guards) -> tuple[Block, Guards]:
@@ -53,7 +48,7 @@ def stepped(found: Search, plan: Plan, start: Block, before: Guards) -> tuple[Bl
     mixing, values = found.coordinates[wanted:targets], found.values[wanted:targets]
     seen = ~jnp.isneginf(values)
     vectors, products = mixing @ found.basis, mixing @ found.products
-    sigma = bottom(found)
+    sigma = found.bottom
     half = jnp.where(seen, values - sigma, 0) / 2
     half = jnp.where(before.steps % CLEAR == 0, 0, half)
     remembered = overlaps(vectors, start) @ before.vectors  # in the mixture, and with the sign, that the guards have now

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsharp._factorizations import eigh
-from jaxsharp._types import Array, Block, Count
+from jaxsharp._types import Array, Block, Count, Scalar
 from jaxsharp.curvature.folding import folded
 
 MEMBERS_ON_CPU = 1
@@ -98,6 +98,11 @@ class Search(NamedTuple):
     rounds: Count
     matvecs: Count
     stalled: Array
+
+    @property
+    def bottom(self) -> Scalar:
+        """The smallest value found, or 0 if that is smaller."""
+        return jnp.minimum(jnp.min(jnp.where(jnp.isneginf(self.values), 0, self.values)), 0)
 
 
 def search(product: Callable, task: Task, plan: Plan) -> Search:
