@@ -190,12 +190,17 @@ def _least_padded(total, most, devices):
 
 def _gradient_burden(problem, members, start_values, start_function):
     """The burden of one gradient of one member, found by tracing alone."""
+    gradient = _gradient_program(start_function)
+    return burden_of(gradient.trace(problem, members.seeds[0], members.take(np.asarray(0)).points, start_values).jaxpr.jaxpr)
 
-    def gradient(problem, seed, point):
-        params = _start_params(problem, seed, point, start_values, start_function=start_function)
-        return jax.grad(problem.loss)(params)
 
-    return burden_of(jax.make_jaxpr(gradient)(problem, members.seeds[0], members.take(np.asarray(0)).points).jaxpr)
+def _gradient(problem, seed, point, start_values, *, start_function):
+    return jax.grad(problem.loss)(_start_params(problem, seed, point, start_values, start_function=start_function))
+
+
+@lru_cache(maxsize=64)
+def _gradient_program(start_function):
+    return jax.jit(partial(_gradient, start_function=start_function))
 
 
 def _start_params(problem, seed, point, start_values, *, start_function):
@@ -271,7 +276,7 @@ def _run_batch(problem, dynamics, carry, advance, plan, size, batched, store, nu
     if store is not None and (resumed := store.running(number, carry)) is not None:
         position, carry, records, earlier = resumed
         tick(position)
-    capacity = _capacity(problem, dynamics, carry, advance, plan, size)
+    capacity = _capacity(problem, dynamics, carry, advance, plan)
     many, saved = 1, time.perf_counter()
     while position < len(plan.events):
         count = min(many, capacity, len(plan.events) - position)
@@ -293,13 +298,19 @@ def _run_batch(problem, dynamics, carry, advance, plan, size, batched, store, nu
     return done, earlier
 
 
-def _capacity(problem, dynamics, carry, advance, plan, size):
-    """Rows of the device buffers: a power of two, so that runs of similar length share a program."""
-    longest = int(plan.due.sum(axis=0).max())
-    one = plan.segment(0, 1, 1)
-    shapes = jax.eval_shape(advance, problem, dynamics, carry, one)[1]
-    row = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)) / 2  # two rows: one real, one ignored
-    most = max(1, min(longest, 1024, int(BUFFER_BYTES / max(row, 1))))
+def _capacity(problem, dynamics, carry, advance, plan):
+    """Rows of the device buffers: a power of two, so that runs of similar length share a program.
+
+    What a row holds is found by tracing the program with as many rows as it will most likely have, so that it need not be traced
+    again.
+    """
+    most = _power_of_two(min(int(plan.due.sum(axis=0).max()), 1024))
+    shapes = jax.eval_shape(advance, problem, dynamics, carry, plan.segment(0, 1, most))[1]
+    row = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)) / (most + 1)  # one row is ignored
+    return min(most, _power_of_two(max(1, int(BUFFER_BYTES / max(row, 1)))))
+
+
+def _power_of_two(most):
     return 2 ** int(np.floor(np.log2(most)))
 
 

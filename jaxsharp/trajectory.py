@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -151,22 +152,20 @@ def run(
             values.update({name: _masked(jnp.asarray(value), state) for name, value in seen.items()})
         return Carry(state, tuple(memories)), values
 
-    shapes = [jax.eval_shape(lambda c, group=group: measure_group(group, c)[1], carry) for group in groups]
+    looks = [jax.jit(partial(measure_group, group), inline=True) for group in groups]  # traced once each, for both uses
+    shapes = [jax.eval_shape(look, carry)[1] for look in looks]
     blank = tuple({name: jnp.zeros((capacity + 1, *leaf.shape), leaf.dtype) for name, leaf in shape.items()} for shape in shapes)
 
     def event(index, loop):
         carry, buffers = loop
         carry = carry._replace(state=dynamics.advance(problem, carry.state, segment.lengths[index]))
         written = []
-        for number, group in enumerate(groups):
+        for number in range(len(groups)):
 
             def skip(carry, shape=shapes[number]):
                 return carry, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
 
-            def look(carry, group=group):
-                return measure_group(group, carry)
-
-            carry, values = jax.lax.cond(segment.due[index, number], look, skip, carry)
+            carry, values = jax.lax.cond(segment.due[index, number], looks[number], skip, carry)
             row = segment.rows[index, number]
             written.append({name: buffers[number][name].at[row].set(value) for name, value in values.items()})
         return carry, tuple(written)

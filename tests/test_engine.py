@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import xarray as xr
 from support import count_compilations, digits_network, flat, regression, tolerance
 
 import jaxsharp as js
@@ -167,6 +168,48 @@ def test_other_values_do_not_recompile():
     assert not compiled
 
 
+def test_small_buffers_give_the_same_run(monkeypatch):
+    chosen, capacity = [], grid._capacity
+    monkeypatch.setattr(grid, "_capacity", lambda *arguments: chosen.append(capacity(*arguments)) or chosen[-1])
+
+    def run():
+        return js.simulate(js.problems.valley(), js.optimizers.gd(0.1), 9, init=START, probes=["loss", "parameters"], every=1)
+
+    whole = run()
+    monkeypatch.setattr(grid, "BUFFER_BYTES", 5 * 8 * 3)  # five rows of a loss and two parameters
+    pieces = run()
+    assert chosen == [8, 4]
+    xr.testing.assert_equal(whole, pieces)
+
+
+def test_a_program_is_traced_once():
+    """A measurement, which may hold a whole search, once; a loss once more where a grid asks what its gradient costs."""
+    seen = []
+
+    def loss(w, data):
+        seen.append("loss")
+        return jnp.sum(w**2) + data
+
+    def look(problem, w):
+        seen.append("measurement")
+        return jnp.sum(w)
+
+    problem = js.problems.from_loss(loss, _uniform, data=jnp.zeros(()), name="traced")
+    probe = js.probes.function("total", look)
+    js.selfcheck.ensure()
+    options = {"steps": 7, "probes": [probe], "every": 2}
+    ways = {
+        1: lambda rate: js.simulate(problem, js.optimizers.gd(rate), **options),
+        2: lambda rate: js.sweep(problem, js.optimizers.gd, {"learning_rate": [rate, 0.1]}, progress=False, **options),
+    }
+    for losses, run in ways.items():
+        run(0.2)
+        assert (seen.count("measurement"), seen.count("loss")) == (1, losses)
+        seen.clear()
+        run(0.3)
+        assert not seen
+
+
 def test_one_program_for_any_size_of_grid_in_equal_batches():
     _valley([0.1, 0.2], batch_size=2)
     with count_compilations() as compiled:
@@ -208,17 +251,17 @@ def test_a_gradient_found_by_a_measurement_is_used_by_the_next_step():
         evaluations.clear()
         probes = [js.probes.sharpness(guards=0, tol=1e-6, every=rarely, **options), "parameters"]
         rates = {"learning_rate": [0.05, 30.0]}
-        ds = js.sweep(problem, js.optimizers.gd, rates, steps=12, every=every, probes=probes, progress=False)
+        ds = js.sweep(problem, js.optimizers.gd, rates, steps=13, every=every, probes=probes, progress=False)
         jax.effects_barrier()
         return ds, len(evaluations)
 
-    for every, rarely in ((1, 1), (5, 5), (2, 4)):  # in the last, every second stretch of steps starts without a measurement
+    for every, rarely in ((1, 1), (2, 4)):  # in the last, every second stretch of steps starts without a measurement
         plain, most = run(every, rarely)
         reused, fewer = run(every, rarely, reuse_gradient=True)
         assert plain.status.values.ravel().tolist() == reused.status.values.ravel().tolist() != [0, 0]
         np.testing.assert_allclose(reused.parameters, plain.parameters, rtol=1e-10)
         np.testing.assert_allclose(reused.sharpness, plain.sharpness, rtol=1e-10)
-        measurements = 12 // rarely + 1 + (12 % rarely > 0)
+        measurements = 13 // rarely + 1 + (13 % rarely > 0)
         assert most - fewer == 2 * (measurements - 1)  # two members, none after the last measurement
     with pytest.raises(ValueError, match="midpoint"):
         js.probes.sharpness(midpoint=True, reuse_gradient=True)
