@@ -23,7 +23,7 @@ def test_there_are_two_commands():
     commands = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     assert [command.strip() for command in commands] == [
         "pip install . && jaxsharp run bn-regression",
-        'pip install -e ".[test]" && python -m pytest -n 2',
+        'pip install -e ".[test]" && python -m pytest -n 2 --dist loadfile',
     ]
 
 
