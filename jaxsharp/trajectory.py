@@ -160,12 +160,12 @@ def run(
         carry, buffers = loop
         carry = carry._replace(state=dynamics.advance(problem, carry.state, segment.lengths[index]))
         written = []
-        for number in range(len(groups)):
+        for number, look in enumerate(looks):
 
             def skip(carry, shape=shapes[number]):
                 return carry, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
 
-            carry, values = jax.lax.cond(segment.due[index, number], looks[number], skip, carry)
+            carry, values = jax.lax.cond(segment.due[index, number], look, skip, carry)
             row = segment.rows[index, number]
             written.append({name: buffers[number][name].at[row].set(value) for name, value in values.items()})
         return carry, tuple(written)
