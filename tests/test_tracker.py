@@ -76,7 +76,8 @@ def test_an_eigenvalue_that_overtakes_from_an_orthogonal_direction_is_caught(nam
     assert sooner.max() <= 16
     if name != "slow":  # there most are caught before they overtake, either way
         assert np.mean(sooner) < np.mean(delays)
-    assert (products < 2.3).all()
+    assert products.mean() < 2.15
+    assert (products < 2.5).all()  # one seed in a hundred has more than 2.3
     # without a guard nothing but rounding grows: wrong to the end, with residuals that look perfect; what the guard is for
     blind, products, converged = _noticed(EigenTracker(k=1, guards=0, block=1), basis, spectra, exact, truth)
     assert (blind >= 25).all()
@@ -323,6 +324,48 @@ def test_a_stiff_member_holds_up_its_own_chunk_only(chunk, monkeypatch):
         assert work < 8 * products[5] * 0.75
     else:
         assert work == 8 * products[5]  # what chunks are for
+
+
+@ON_CPU
+def test_where_one_product_is_enough_no_second_one_is_made(precision):
+    multiplied = []
+    matrices = _batch(stiff=5).at[7].set(jnp.nan)
+    exact = np.linalg.eigh(np.asarray(matrices[:7], np.float64))
+    guesses = np.append(exact[1][:, :, -1], np.full((1, 40), 0.1), axis=0)
+    guesses[2] += 0.05 * exact[1][2, :, 3]  # needs a second product
+    guesses[3] = 0  # starts cold
+    guesses = jnp.asarray(guesses, matrices.dtype)[:, None]
+
+    def solve(matrix, guess, watch):
+        def product(v):
+            jax.debug.callback(lambda _: multiplied.append(1), v[0])
+            return matrix @ v
+
+        return js.curvature.top_eigenpairs(product, matrix[0], guess=guess, tol=1e-2, watch=watch)
+
+    def work():
+        jax.effects_barrier()
+        made = len(multiplied)
+        multiplied.clear()
+        return made
+
+    alone = jax.jit(solve)
+    for watch in (False, True):
+        singles = [jax.block_until_ready(alone(*member, watch)) for member in zip(matrices, guesses, strict=True)]
+        products = np.array([int(pairs.matvecs) for pairs in singles])
+        assert work() == products.sum()
+        together = jax.block_until_ready(jax.jit(jax.vmap(solve, (0, 0, None)))(matrices, guesses, watch))
+        assert work() == products.sum()
+        assert together.matvecs.tolist() == products.tolist()
+        for field in ("values", "residuals", "vectors", "onward"):
+            expected = np.stack([getattr(pairs, field) for pairs in singles])[:7]
+            np.testing.assert_allclose(getattr(together, field)[:7], expected, atol=1e-10 if precision == "float64" else 1e-5)
+        assert products[[0, 1, 4, 6]].tolist() == [1 + watch] * 4
+        assert products[2] > 1 + watch
+        assert products[3] > 4
+        assert products[7] <= 2
+        assert together.converged.tolist() == [True] * 7 + [False]
+        np.testing.assert_allclose(together.values[:7, 0], exact[0][:, -1], rtol=1e-3)
 
 
 @ON_CPU

@@ -143,7 +143,7 @@ def top_eigenpairs(
     for at, end in pieces:
         wanted = end - at
         watching = guards if end == k else 0
-        plan = _plan(wanted, watching, block, size - at)
+        plan = _plan(wanted, watching, block, size - at, hopeful=k == 1 and guess is not None)
         task = Task(
             start=first[at : end + watching],
             needed=wanted + jnp.where(watch, watching, 0),
@@ -152,13 +152,13 @@ def top_eigenpairs(
             budget=jnp.asarray(max_matvecs, jnp.int32) - spent,
         )
         found = search(product, task, plan)
-        rows = found.coordinates[:wanted] @ found.basis
+        rows = found.vectors[:wanted]
         values.append(found.values[:wanted])
         errors.append(found.errors[:wanted])
         locked = jnp.concatenate([locked, rows])
         onward.append(_stepped(found, rows))
         if watching:
-            moved, memory = stepped(found, plan, first[k:], memory)
+            moved, memory = stepped(found, wanted, first[k:], memory)
             onward.append(moved)
         spent = spent + found.matvecs
     values, errors, onward = jnp.concatenate(values), jnp.concatenate(errors), jnp.concatenate(onward)
@@ -177,17 +177,17 @@ def top_eigenpairs(
     )
 
 
-def _plan(wanted, guards, block, size):
+def _plan(wanted, guards, block, size, hopeful):
     targets = wanted + guards
     if block is None:
         block = 1 if jax.default_backend() == "cpu" else targets
     block = min(block, targets)
-    return Plan(wanted, guards, block, rows=2 * targets + ROOM + block)
+    return Plan(wanted, guards, block, rows=2 * targets + ROOM + block, hopeful=hopeful and block == 1)
 
 
 def _stepped(found, rows):
     """The wanted vectors after one step of the power method on H − σ; it improves a pair that met a loose tolerance at once."""
-    moved = found.coordinates[: rows.shape[0]] @ found.products - found.bottom * rows
+    moved = found.products[: rows.shape[0]] - found.bottom * rows
     lengths = jnp.linalg.norm(moved, axis=1, keepdims=True)
     return jnp.where(lengths > 0, moved / jnp.where(lengths > 0, lengths, 1), rows)
 
@@ -222,7 +222,8 @@ def _first_directions(guess, k, guards, template, key, noise, watch):
 
     def noisy(rows):
         fresh = _fresh(key, rows.shape, dtype)
-        return jnp.where(usable, rows + share[:, None] * fresh, fresh)
+        rows = jnp.where(usable, rows + share[:, None] * fresh, fresh)
+        return rows.at[0].divide(jnp.linalg.norm(rows[0]))  # what a hopeful search starts from has unit length
 
     if k > 1:
         return noisy(rows), cold

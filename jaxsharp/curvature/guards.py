@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxsharp._types import Array, Block, Count, PyTree
-from jaxsharp.curvature.search import Plan, Search, overlaps
+from jaxsharp.curvature.search import Found, overlaps
 
 CLEAR = 8
 """Every so many steps one without momentum clears away the noise that those with it keep."""
@@ -25,7 +25,7 @@ class Guards(NamedTuple):
     steps: Count
 
 
-def stepped(found: Search, plan: Plan, start: Block, before: Guards) -> tuple[Block, Guards]:
+def stepped(found: Found, wanted: int, start: Block, before: Guards) -> tuple[Block, Guards]:
     """Moves the guards on by one step of the power method with momentum, which costs no product since theirs are known.
 
     With θ the value of a guard u, u₋ where it was before, s by how much it grew then, and σ the bottom, the step is that of
@@ -36,7 +36,7 @@ def stepped(found: Search, plan: Plan, start: Block, before: Guards) -> tuple[Bl
 
     Args:
         found: a search that has ended, with flat vectors.
-        plan: its static part.
+        wanted: how many of its pairs are not guards.
         start: (guards, D) where the guards started.
         before: what they remembered, with flat vectors.
 
@@ -44,10 +44,8 @@ def stepped(found: Search, plan: Plan, start: Block, before: Guards) -> tuple[Bl
         (guards, D) where the guards start next time, unit vectors, and what they remember. A guard that was not multiplied stays
         where it was.
     """
-    wanted, targets = plan.wanted, plan.targets
-    mixing, values = found.coordinates[wanted:targets], found.values[wanted:targets]
+    vectors, products, values = found.vectors[wanted:], found.products[wanted:], found.values[wanted:]
     seen = ~jnp.isneginf(values)
-    vectors, products = mixing @ found.basis, mixing @ found.products
     sigma = found.bottom
     half = jnp.where(seen, values - sigma, 0) / 2
     half = jnp.where(before.steps % CLEAR == 0, 0, half)

@@ -165,6 +165,7 @@ def _motion(onward, memory):
     motion = new - among @ old
     forecast = among @ before  # in the mixture that the vectors are now
     length = jnp.sum(forecast**2, axis=1)
-    trust = jnp.clip(jnp.sum(motion * forecast, axis=1) / jnp.where(length > 0, length, jnp.inf), -1, 1)
-    known = jnp.isfinite(motion).all() & jnp.isfinite(trust).all() & jnp.any(old != 0)
+    along = jnp.sum(motion * forecast, axis=1)
+    trust = jnp.clip(along / jnp.where(length > 0, length, jnp.inf), -1, 1)
+    known = jnp.isfinite(along).all() & (memory.count > 0)  # one entry that is not finite makes its sum so
     return jax.vmap(unravel)(jnp.where(known, motion, 0)), jnp.where(known, trust, 0)
