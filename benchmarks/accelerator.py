@@ -29,7 +29,7 @@ from _price import price  # noqa: E402
 from _report import by_turns, machine, timed, write  # noqa: E402
 
 import jaxsharp as js  # noqa: E402
-from jaxsharp.curvature import search  # noqa: E402
+from jaxsharp.curvature import turns  # noqa: E402
 
 PRECISIONS = ("highest", "tensorfloat32")
 
@@ -134,13 +134,13 @@ def _sweep(problem, steps, probes, count):
 def _searches(problem, steps, members, chunks):
     """Milliseconds of a grid with so many searches side by side; and of a run with its directions side by side or in turn."""
     name = "MEMBERS_ON_CPU" if jax.default_backend() == "cpu" else "MEMBERS_ON_ACCELERATOR"
-    usual, figures = getattr(search, name), {}
+    usual, figures = getattr(turns, name), {}
     for chunk in chunks:
-        setattr(search, name, chunk)
+        setattr(turns, name, chunk)
         jax.clear_caches()
         way = {f"{members} members, {chunk} searches side by side": partial(_sweep, problem, steps, ["sharpness"], members)}
         figures |= _milliseconds(way, 3)
-    setattr(search, name, usual)
+    setattr(turns, name, usual)
     jax.clear_caches()
 
     def follow(block, k, problem, w):

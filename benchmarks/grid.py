@@ -25,7 +25,7 @@ from _report import by_turns, machine, write  # noqa: E402
 import jaxsharp as js  # noqa: E402
 from jaxsharp import grid  # noqa: E402
 from jaxsharp._cost import burden_of  # noqa: E402
-from jaxsharp.curvature import search  # noqa: E402
+from jaxsharp.curvature import turns  # noqa: E402
 
 
 def main() -> None:
@@ -99,10 +99,10 @@ def _measure(problem, probes, members, batches, steps, repeats):
         ways["spread over devices"] = ("auto", None)
     each = _milliseconds({name: partial(run, *way) for name, way in ways.items()}, members, repeats)
     if "sharpness" in probes and auto > 1:
-        search.MEMBERS_ON_CPU, in_turns = members, search.MEMBERS_ON_CPU
+        turns.MEMBERS_ON_CPU, in_turns = members, turns.MEMBERS_ON_CPU
         jax.clear_caches()
         each |= _milliseconds({"searches side by side": partial(run, auto, one_device)}, members, repeats)
-        search.MEMBERS_ON_CPU = in_turns
+        turns.MEMBERS_ON_CPU = in_turns
         jax.clear_caches()
     return {
         "burden of a gradient": burden,

@@ -9,7 +9,7 @@ import pytest
 from support import dense_hessian, digits_network
 
 import jaxsharp as js
-import jaxsharp.curvature.search as searching
+import jaxsharp.curvature.turns as turns
 from jaxsharp import grid
 from jaxsharp._cost import burden_of, members_at_once, operations
 from jaxsharp.curvature import EigenTracker
@@ -297,7 +297,7 @@ ON_CPU = pytest.mark.skipif(jax.default_backend() != "cpu", reason="how a CPU sh
 @ON_CPU
 @pytest.mark.parametrize("chunk", [1, 3, 8])
 def test_a_stiff_member_holds_up_its_own_chunk_only(chunk, monkeypatch):
-    monkeypatch.setattr(searching, "MEMBERS_ON_CPU", chunk)
+    monkeypatch.setattr(turns, "MEMBERS_ON_CPU", chunk)
     multiplied = []
 
     def solve(matrix):
@@ -366,6 +366,22 @@ def test_where_one_product_is_enough_no_second_one_is_made(precision):
         assert products[7] <= 2
         assert together.converged.tolist() == [True] * 7 + [False]
         np.testing.assert_allclose(together.values[:7, 0], exact[0][:, -1], rtol=1e-3)
+
+
+def test_in_turns_is_a_loop_over_members_however_it_is_nested():
+    rng = np.random.default_rng(0)
+    scales, vectors, shared = (jnp.asarray(rng.normal(size=shape)) for shape in ((2, 3), (2, 3, 4), (4, 4)))
+
+    def one(scale, vector):
+        return turns.in_turns(lambda tree: {"moved": scale * shared @ tree["v"], "count": jnp.ones((), jnp.int32)}, {"v": vector})
+
+    expected = np.einsum("ab,ij,abj->abi", scales, shared, vectors)
+    for members in (jax.vmap(jax.vmap(one)), jax.jit(jax.vmap(jax.vmap(one), 1, 1))):
+        found = members(scales, vectors)
+        np.testing.assert_allclose(found["moved"], expected, rtol=1e-12)
+        assert found["count"].shape == (2, 3)
+    shared_only = jax.vmap(lambda vector: one(scales[0, 0], vector)["moved"], out_axes=1)(vectors[0])
+    np.testing.assert_allclose(shared_only, scales[0, 0] * shared @ vectors[0].T, rtol=1e-12)
 
 
 @ON_CPU

@@ -10,14 +10,7 @@ import jax.numpy as jnp
 from jaxsharp._factorizations import eigh
 from jaxsharp._types import Array, Block, Count, Scalar
 from jaxsharp.curvature.folding import folded
-
-MEMBERS_ON_CPU = 1
-"""Members of a batch that search side by side on a CPU. One at a time each takes its own number of rounds and its own branches,
-and none waits for the slowest; side by side large networks take up to a fifth longer, small ones up to a seventh less
-(`benchmarks/grid.py`)."""
-
-MEMBERS_ON_ACCELERATOR = 64
-"""Members of a batch that search side by side on a GPU or TPU."""
+from jaxsharp.curvature.turns import at_once, one_after_another
 
 ROUNDS_AT_ONCE = 8
 """Rounds after which the members of a batch that are still searching are brought together again."""
@@ -146,14 +139,12 @@ def search(product: Callable, task: Task, plan: Plan) -> Found:
 
     @finish.def_vmap
     def _(size, batched, constants, task):
+        chunk = at_once(size)
+        if chunk == 1:
+            return one_after_another(finish, batched, constants, task)
         shared, own = batched
         task = jax.tree.map(lambda leaf, has: leaf if has else jnp.broadcast_to(leaf, (size, *jnp.shape(leaf))), task, own)
-        chunk = min(MEMBERS_ON_CPU if jax.default_backend() == "cpu" else MEMBERS_ON_ACCELERATOR, size)
-        together = (
-            _in_turns(finish, constants, shared, task)
-            if chunk == 1
-            else _in_chunks(program, constants, shared, task, plan, chunk)
-        )
+        together = _in_chunks(program, constants, shared, task, plan, chunk)
         return together, jax.tree.map(lambda _: True, together)
 
     constants, task = jax.lax.stop_gradient((tuple(program.consts), task))
@@ -207,17 +198,6 @@ def _found(state, plan):
         bottom=jnp.minimum(jnp.min(jnp.where(jnp.isneginf(values), 0, values)), 0),
         matvecs=state.matvecs,
     )
-
-
-def _in_turns(finish, constants, shared, task):
-    """One member of a batch after the other, each to its end."""
-    own = tuple(leaf for leaf, has in zip(constants, shared, strict=True) if has)
-
-    def member(arrays):
-        mine, task = iter(arrays[0]), arrays[1]
-        return finish(tuple(next(mine) if has else leaf for leaf, has in zip(constants, shared, strict=True)), task)
-
-    return jax.lax.map(member, (own, task))
 
 
 def _in_chunks(program, constants, shared, task, plan, chunk):

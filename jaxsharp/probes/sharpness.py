@@ -1,10 +1,12 @@
 """Probes of the largest Hessian eigenvalues, warm-started from one measurement to the next."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from jaxsharp import sphere
 from jaxsharp._types import Params, PyTree
 from jaxsharp.curvature import EigenTracker, hessian_operator, slope_and_hessian
+from jaxsharp.curvature.turns import in_turns
 from jaxsharp.dynamics import State
 from jaxsharp.probes.probe import SLOPE, Variable, point
 from jaxsharp.problems import Problem
@@ -40,7 +42,9 @@ class SharpnessProbe:
 
     def measure(self, problem: Problem, state: State, carry: PyTree) -> tuple[PyTree, dict]:
         """Finds the eigenpairs from the previous eigenvectors."""
-        params = point(state, self.midpoint)
+        return in_turns(partial(self._measure_at, problem), point(state, self.midpoint), carry)
+
+    def _measure_at(self, problem, params, carry):
         if self.spherical:
             params = sphere.normalize(params)
         if self.reuse_gradient:
