@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular as _solve_triangular
 
+from jaxsharp._members import one_after_another
 from jaxsharp._types import Array
 
 
@@ -37,15 +38,9 @@ def one_by_one(function: Callable) -> Callable:
 
     @call.def_vmap
     def _(size, batched, *arrays):
-        axes = tuple(0 if has else None for has in batched)
         if jax.default_backend() == "cpu":
-            members = [
-                array if has else jnp.broadcast_to(array, (size, *array.shape))
-                for array, has in zip(arrays, batched, strict=True)
-            ]
-            values = jax.lax.map(lambda member: call(*member), tuple(members))
-        else:
-            values = jax.vmap(function, axes)(*arrays)
+            return one_after_another(call, batched, *arrays)
+        values = jax.vmap(function, tuple(0 if has else None for has in batched))(*arrays)
         return values, jax.tree.map(lambda _: True, values)
 
     return wraps(function)(call)

@@ -1,9 +1,12 @@
-"""One value for all members of a grid: what a `cond` may decide on without becoming a choice for each member."""
+"""The members of a grid: one value for all, on which a `cond` may decide without becoming a choice for each; and one in turn."""
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from jaxsharp._types import Array, Count
+from jaxsharp._types import Array, Count, PyTree
 
 
 @custom_vmap
@@ -49,3 +52,27 @@ def any_member(flag: Array) -> Array:
 def _(size, batched, flag):
     del size
     return any_member(jnp.any(flag, axis=0) if batched[0] else flag), False
+
+
+def one_after_another(call: Callable, batched: PyTree, *args: PyTree) -> tuple[PyTree, PyTree]:
+    """Calls a function for one member of a batch after the other; what is not batched is not copied.
+
+    Args:
+        call: of so many arguments, for one member.
+        batched: for each leaf of the arguments whether it has a leading axis of members.
+        *args: the arguments.
+
+    Returns:
+        The values with a leading axis of members, and for each leaf of them True, as the rule of a `custom_vmap` returns them.
+    """
+    leaves, structure = jax.tree.flatten(args)
+    has_axis = jax.tree.leaves(batched)
+
+    def member(own):
+        own = iter(own)
+        return call(
+            *jax.tree.unflatten(structure, [next(own) if has else leaf for leaf, has in zip(leaves, has_axis, strict=True)])
+        )
+
+    values = jax.lax.map(member, [leaf for leaf, has in zip(leaves, has_axis, strict=True) if has])
+    return values, jax.tree.map(lambda _: True, values)

@@ -368,6 +368,27 @@ def test_where_one_product_is_enough_no_second_one_is_made(precision):
         np.testing.assert_allclose(together.values[:7, 0], exact[0][:, -1], rtol=1e-3)
 
 
+@ON_CPU
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_members_that_share_their_operator_are_those_that_do_not(chunk, monkeypatch):
+    monkeypatch.setattr(turns, "MEMBERS_ON_CPU", chunk)
+    basis = _basis(30)
+    matrix = jnp.asarray(basis * np.linspace(0, 1, 30) ** 2 @ basis.T)
+
+    def top(matrix, guess):
+        pairs = js.curvature.top_eigenpairs(lambda v: matrix @ v, guess, k=1, guess=guess[None], tol=1e-6)
+        return pairs.values[0], pairs.matvecs
+
+    guesses = jnp.asarray(np.random.default_rng(1).normal(size=(5, 30)))
+    program = jax.jit(jax.vmap(top, (None, 0)))
+    shared, products = program(matrix, guesses)
+    own, again = jax.jit(jax.vmap(top))(jnp.tile(matrix, (5, 1, 1)), guesses)
+    np.testing.assert_allclose(shared, 1.0, rtol=1e-9)
+    np.testing.assert_allclose(own, shared, rtol=1e-12)
+    assert products.tolist() == again.tolist()
+    assert "tensor<5x30x30x" not in program.lower(matrix, guesses).as_text()  # one operator, not one for each
+
+
 def test_in_turns_is_a_loop_over_members_however_it_is_nested():
     rng = np.random.default_rng(0)
     scales, vectors, shared = (jnp.asarray(rng.normal(size=shape)) for shape in ((2, 3), (2, 3, 4), (4, 4)))
@@ -382,6 +403,23 @@ def test_in_turns_is_a_loop_over_members_however_it_is_nested():
         assert found["count"].shape == (2, 3)
     shared_only = jax.vmap(lambda vector: one(scales[0, 0], vector)["moved"], out_axes=1)(vectors[0])
     np.testing.assert_allclose(shared_only, scales[0, 0] * shared @ vectors[0].T, rtol=1e-12)
+
+
+@ON_CPU
+def test_in_turns_each_member_takes_its_own_branch():
+    visited = []
+
+    def costly(x):
+        jax.debug.callback(lambda _: visited.append(1), x)
+        return 2 * x
+
+    def one(x):
+        return turns.in_turns(lambda x: jax.lax.cond(x > 0, costly, lambda x: -x, x), x)
+
+    found = jax.block_until_ready(jax.jit(jax.vmap(one))(jnp.array([1.0, -1.0, 2.0, -3.0])))
+    jax.effects_barrier()
+    assert found.tolist() == [2.0, 1.0, 4.0, 3.0]
+    assert len(visited) == 2  # side by side both branches run for all
 
 
 @ON_CPU

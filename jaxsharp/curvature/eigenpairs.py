@@ -222,12 +222,15 @@ def _first_directions(guess, k, guards, template, key, noise, watch):
 
     def noisy(rows):
         fresh = _fresh(key, rows.shape, dtype)
-        rows = jnp.where(usable, rows + share[:, None] * fresh, fresh)
-        return rows.at[0].divide(jnp.linalg.norm(rows[0]))  # what a hopeful search starts from has unit length
+        return jnp.where(usable, rows + share[:, None] * fresh, fresh)
+
+    def noisy_and_unit(rows):
+        rows = noisy(rows)
+        return rows.at[0].divide(jnp.linalg.norm(rows[0]))  # what a hopeful search starts from
 
     if k > 1:
         return noisy(rows), cold
-    return jax.lax.cond((watch & (guards > 0)) | cold, noisy, lambda rows: rows, rows), cold
+    return jax.lax.cond((watch & (guards > 0)) | cold, noisy_and_unit, lambda rows: rows, rows), cold
 
 
 def _fresh(key, shape, dtype):

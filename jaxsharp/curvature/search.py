@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxsharp._factorizations import eigh
+from jaxsharp._members import one_after_another
 from jaxsharp._types import Array, Block, Count, Scalar
 from jaxsharp.curvature.folding import folded
-from jaxsharp.curvature.turns import at_once, one_after_another
+from jaxsharp.curvature.turns import at_once
 
 ROUNDS_AT_ONCE = 8
 """Rounds after which the members of a batch that are still searching are brought together again."""
@@ -132,23 +133,24 @@ def search(product: Callable, task: Task, plan: Plan) -> Found:
         What was `Found`.
     """
     program = jax.make_jaxpr(product)(task.start[0])
+    factors, apply = folded(program)
 
     @jax.custom_batching.custom_vmap
-    def finish(constants, task):
+    def finish(constants, factors, task):
+        del factors  # made where they are needed
         return _alone(program, constants, task, plan)
 
     @finish.def_vmap
-    def _(size, batched, constants, task):
+    def _(size, batched, constants, factors, task):
         chunk = at_once(size)
         if chunk == 1:
-            return one_after_another(finish, batched, constants, task)
-        shared, own = batched
+            return one_after_another(finish, batched, constants, factors, task)
+        _, shared, own = batched
         task = jax.tree.map(lambda leaf, has: leaf if has else jnp.broadcast_to(leaf, (size, *jnp.shape(leaf))), task, own)
-        together = _in_chunks(program, constants, shared, task, plan, chunk)
-        return together, jax.tree.map(lambda _: True, together)
+        found = _in_chunks(apply, factors, shared, task, plan, chunk)
+        return found, jax.tree.map(lambda _: True, found)
 
-    constants, task = jax.lax.stop_gradient((tuple(program.consts), task))
-    return finish(constants, task)
+    return finish(*jax.lax.stop_gradient((tuple(program.consts), factors, task)))
 
 
 _ALL = 2**30
@@ -200,12 +202,9 @@ def _found(state, plan):
     )
 
 
-def _in_chunks(program, constants, shared, task, plan, chunk):
-    """A batch, `chunk` unfinished members at a time, side by side."""
-    axes = tuple(0 if has else None for has in shared)
-    factors = jax.vmap(lambda own: folded(program.replace(consts=own))[0], in_axes=(axes,))(constants)
-    one = tuple(leaf[0] if has else leaf for leaf, has in zip(constants, shared, strict=True))
-    apply = folded(program.replace(consts=one))[1]
+def _in_chunks(apply, factors, batched, task, plan, chunk):
+    """A batch, `chunk` unfinished members at a time, side by side; factors that they share stay one."""
+    axes = (tuple(0 if has else None for has in batched), 0, 0, None)
 
     def advance(factors, task, state, rounds):
         return _advance(lambda vector: apply(factors, vector)[0], task, plan, state, rounds)
@@ -218,12 +217,13 @@ def _in_chunks(program, constants, shared, task, plan, chunk):
 
     def body(state):
         order = jnp.argsort(~open_members(state), stable=True)[:chunk]  # unfinished ones first
-        moved = jax.vmap(advance, (0, 0, 0, None))(pick(factors, order), pick(task, order), pick(state, order), ROUNDS_AT_ONCE)
+        own = tuple(leaf[order] if has else leaf for leaf, has in zip(factors, batched, strict=True))
+        moved = jax.vmap(advance, axes)(own, pick(task, order), pick(state, order), ROUNDS_AT_ONCE)
         return jax.tree.map(lambda leaf, new: leaf.at[order].set(new), state, moved)
 
     state = jax.vmap(lambda task: _begin(task, plan))(task)
     if chunk == state.rounds.shape[0]:
-        state = jax.vmap(advance, (0, 0, 0, None))(factors, task, state, _ALL)
+        state = jax.vmap(advance, axes)(factors, task, state, _ALL)
     else:
         state = jax.lax.while_loop(lambda state: open_members(state).any(), body, state)
     return jax.vmap(lambda state: _found(state, plan))(state)

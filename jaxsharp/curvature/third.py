@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
+from jaxsharp._members import one_after_another
 from jaxsharp._types import Block, Count, Loss, Vector
 from jaxsharp.curvature.products import hvp
 
@@ -42,17 +43,10 @@ def third_derivatives(loss: Loss, point: Vector, rows: Block, count: Count | int
 
     @table.def_vmap
     def _(size, batched, *arguments):
-        leaves, structure = jax.tree.flatten(arguments)
-        flags = jax.tree.leaves(batched)
         if jax.default_backend() == "cpu":
-
-            def member(index):
-                own = [leaf[index] if has else leaf for leaf, has in zip(leaves, flags, strict=True)]
-                return alone(*jax.tree.unflatten(structure, own))
-
-            return jax.lax.map(member, jnp.arange(size)), True
-        axes = jax.tree.unflatten(structure, [0 if has else None for has in flags])
-        return jax.vmap(alone, in_axes=axes)(*arguments), True
+            return one_after_another(table, batched, *arguments)
+        axes = jax.tree.map(lambda has: 0 if has else None, batched)
+        return jax.vmap(alone, in_axes=tuple(axes))(*arguments), True
 
     return table(tuple(closed.consts), point, rows, jnp.asarray(count))
 

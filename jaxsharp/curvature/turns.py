@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 from jax.extend.core import jaxpr_as_fun
 
+from jaxsharp._members import one_after_another
 from jaxsharp._types import PyTree
 
 MEMBERS_ON_CPU = 1
@@ -19,30 +20,6 @@ MEMBERS_ON_ACCELERATOR = 64
 def at_once(size: int) -> int:
     """How many members of a batch of so many search side by side."""
     return min(MEMBERS_ON_CPU if jax.default_backend() == "cpu" else MEMBERS_ON_ACCELERATOR, size)
-
-
-def one_after_another(call: Callable, batched: PyTree, *args: PyTree) -> tuple[PyTree, PyTree]:
-    """Calls a function for one member of a batch after the other; what is not batched is not copied.
-
-    Args:
-        call: of so many arguments, for one member.
-        batched: for each leaf of the arguments whether it has a leading axis of members.
-        *args: the arguments.
-
-    Returns:
-        The values with a leading axis of members, and for each leaf of them True, as the rule of a `custom_vmap` returns them.
-    """
-    leaves, structure = jax.tree.flatten(args)
-    has_axis = jax.tree.leaves(batched)
-
-    def member(own):
-        own = iter(own)
-        return call(
-            *jax.tree.unflatten(structure, [next(own) if has else leaf for leaf, has in zip(leaves, has_axis, strict=True)])
-        )
-
-    values = jax.lax.map(member, [leaf for leaf, has in zip(leaves, has_axis, strict=True) if has])
-    return values, jax.tree.map(lambda _: True, values)
 
 
 def in_turns(function: Callable, *args: PyTree) -> PyTree:
