@@ -9,6 +9,7 @@ import pytest
 from support import dense_hessian, digits_network
 
 import jaxsharp as js
+import jaxsharp.curvature.search as searching
 import jaxsharp.curvature.turns as turns
 from jaxsharp import grid
 from jaxsharp._cost import burden_of, members_at_once, operations
@@ -327,8 +328,15 @@ def test_a_stiff_member_holds_up_its_own_chunk_only(chunk, monkeypatch):
 
 
 @ON_CPU
-def test_where_one_product_is_enough_no_second_one_is_made(precision):
-    multiplied = []
+def test_where_one_product_is_enough_no_second_one_is_made_and_no_loop_entered(precision, monkeypatch):
+    multiplied, solved = [], []
+    ritz = searching._ritz
+
+    def counted(projected, used):
+        jax.debug.callback(lambda _: solved.append(1), used)
+        return ritz(projected, used)
+
+    monkeypatch.setattr(searching, "_ritz", counted)
     matrices = _batch(stiff=5).at[7].set(jnp.nan)
     exact = np.linalg.eigh(np.asarray(matrices[:7], np.float64))
     guesses = np.append(exact[1][:, :, -1], np.full((1, 40), 0.1), axis=0)
@@ -361,6 +369,9 @@ def test_where_one_product_is_enough_no_second_one_is_made(precision):
             expected = np.stack([getattr(pairs, field) for pairs in singles])[:7]
             np.testing.assert_allclose(getattr(together, field)[:7], expected, atol=1e-10 if precision == "float64" else 1e-5)
         assert products[[0, 1, 4, 6]].tolist() == [1 + watch] * 4
+        entering = (products > 1) | (np.arange(8) == 7)
+        assert len(solved) == 2 * products[entering].sum()
+        solved.clear()
         assert products[2] > 1 + watch
         assert products[3] > 4
         assert products[7] <= 2
@@ -387,6 +398,12 @@ def test_members_that_share_their_operator_are_those_that_do_not(chunk, monkeypa
     np.testing.assert_allclose(own, shared, rtol=1e-12)
     assert products.tolist() == again.tolist()
     assert "tensor<5x30x30x" not in program.lower(matrix, guesses).as_text()  # one operator, not one for each
+
+
+def test_the_overlap_of_two_long_vectors_is_not_summed_up_in_order():
+    row = jax.random.normal(jax.random.key(0), (1, 1_000_000), jnp.float32)
+    exact = np.sum(np.asarray(row, np.float64) ** 2)
+    np.testing.assert_allclose(searching.overlaps(row, row), [[exact]], rtol=1e-6)
 
 
 def test_in_turns_is_a_loop_over_members_however_it_is_nested():
@@ -531,4 +548,5 @@ def test_a_measurement_that_fails_leaves_nothing_behind():
     assert found.converged.tolist() == [True] * 6 + [False] + [True] * 5
     np.testing.assert_allclose(np.delete(found.values, 6), 2.0, rtol=1e-3)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((memory.motion, memory.guards)))
+    assert not np.asarray(memory.motion[0]).any()  # what is found first has not moved either
     assert not np.asarray(memory.motion[6:8]).any()  # what is found after a cold start has not moved
