@@ -68,6 +68,7 @@ def main() -> None:
         "one, sharpness every step, tol 0.1, gradient reused": alone(often_reused),
         "grid": together(untracked, alone_on),
         "grid, sharpness every 10": together(tracked, alone_on),
+        "grid, sharpness every 10, gradient reused": together(reused, alone_on),
     }
     spread = "grid, sharpness every 10, spread over devices"
     if len(jax.devices()) > 1:
@@ -95,7 +96,8 @@ def main() -> None:
         "the same, five times as long": ratio("one, sharpness every 10, five times as long", "one, five times as long"),
         "the same without guard": ratio("one, sharpness every 10, no guard", "one"),
         "sharpness every 10 steps / none, grid": ratio("grid, sharpness every 10", "grid"),
-        "the same with a guard, gradient reused": ratio("one, sharpness every 10, gradient reused", "one"),
+        "sharpness every 10 steps / none, grid, gradient reused": ratio("grid, sharpness every 10, gradient reused", "grid"),
+        "sharpness every 10 steps / none, one run, gradient reused": ratio("one, sharpness every 10, gradient reused", "one"),
         "sharpness every step to 0.1 / none, one run": ratio("one, sharpness every step, tol 0.1", "one"),
         "the same, gradient reused": ratio("one, sharpness every step, tol 0.1, gradient reused", "one"),
         "per member of the grid / one run": ratio("grid", "one", 1 / members),

@@ -6,7 +6,9 @@ none. "auto" is what `sweep(batch_size="auto")` takes from the counted operation
 (on a CPU: JAX_NUM_CPU_DEVICES=2) the members are also spread over these. Last, with the batch that "auto" takes, the
 eigen-searches of its members run side by side instead of in turns.
 
-Run: python benchmarks/grid.py [--tiny] [--members 16] [--out grid.json]
+Each way is timed by turns with the others; times are medians over the repeats.
+
+Run: python benchmarks/grid.py [--tiny] [--members 16] [--repeats 7] [--out grid.json]
 """
 
 import argparse
@@ -33,12 +35,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a setting of seconds, to see that this still runs")
     parser.add_argument("--members", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     members = 2 if options.tiny else options.members
     names = ["MLP, 30 images, width 4"] if options.tiny else list(PROBLEMS)
     batches = [1, 2] if options.tiny else [1, 4, members]
-    steps, repeats = (10, 1) if options.tiny else (100, 3)
+    steps, repeats = (10, 1) if options.tiny else (100, options.repeats)
     setting = {"members": members, "steps": steps, "repeats": repeats, "devices": len(jax.devices())}
     figures = {}
     for name in names:
