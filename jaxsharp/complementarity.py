@@ -90,6 +90,7 @@ def smat(vector: Array) -> Array:
     return upper + upper.T - jnp.diag(jnp.diag(upper))
 
 
+@jax.default_matmul_precision("highest")
 def solve(
     alpha: Array, beta: Array, mask: Array | None = None, *, tol: float | None = None, max_iterations: int = MAX_ITERATIONS
 ) -> Solution:

@@ -100,7 +100,7 @@ def execute(
         devices: JAX devices to spread each batch over; None for all of this process, or the default one where one is set.
         checkpoint: folder in which finished batches and the running one are kept, and from which an interrupted call goes on.
         progress: whether to show a bar with an estimate of the time left.
-        precision: of matrix products, as for `jax.default_matmul_precision`.
+        precision: of matrix products, as for `jax.default_matmul_precision`; None for JAX's own habit.
 
     Returns:
         An `Outcome`.
@@ -130,7 +130,7 @@ def execute(
         return subset.dynamics, begin(problem, subset.dynamics, params)
 
     finished, earlier = [], 0.0
-    with jax.default_matmul_precision(precision), bar(progress, len(batches) * len(plan.events)) as tick:
+    with jax.default_matmul_precision(precision or "default"), bar(progress, len(batches) * len(plan.events)) as tick:
         store = None
         if checkpoint is not None:
             started = prepare(batches[0])[1].state.params

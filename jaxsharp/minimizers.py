@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxsharp import sphere as _sphere
 from jaxsharp._factorizations import qr, svd
+from jaxsharp._precision import dot, in_full_precision
 from jaxsharp._types import Array, Params, PyTree, Scalar, ScalarLike
 from jaxsharp.curvature import Eigenpairs, default_tolerance, frozen_eigenpairs, rayleigh_quotient
 from jaxsharp.problems import Problem
@@ -45,6 +46,7 @@ class LogSharpness(NamedTuple):
     pairs: Eigenpairs
 
 
+@in_full_precision
 def project_tangent(
     problem: Problem, params: Params, v: PyTree, *, sphere: bool | None = None, dense_limit: int = DENSE_LIMIT
 ) -> PyTree:
@@ -83,10 +85,11 @@ def project_tangent(
         vector = vector - normal_part(vector)
     if _on_sphere(problem, sphere):
         direction = w / jnp.linalg.norm(w)
-        vector = vector - (direction @ vector) * direction
+        vector = vector - dot(direction, vector) * direction
     return unravel(vector)
 
 
+@in_full_precision
 def retraction(
     problem: Problem, params: Params, *, sphere: bool | None = None, dense_limit: int = DENSE_LIMIT, max_steps: int = 10
 ) -> Retraction:
@@ -160,6 +163,7 @@ def retract(problem: Problem, params: Params, **options) -> Params:
     return retraction(problem, params, **options).params
 
 
+@in_full_precision
 def log_sharpness_gradient(
     problem: Problem,
     params: Params,
@@ -296,6 +300,6 @@ def _dense_normal_space(residuals, w):
     left, singular, right = svd(triangle)
     cutoff = singular[0] * max(jacobian.shape) * jnp.finfo(w.dtype).eps
     kept = singular > cutoff
-    normal = (orthonormal @ left) * kept.astype(w.dtype)[None, :]  # (D, m), zero columns for dependent rows
+    normal = dot(orthonormal, left) * kept.astype(w.dtype)[None, :]  # (D, m), zero columns for dependent rows
     inverse = jnp.where(kept, 1 / jnp.where(kept, singular, 1), 0)
-    return lambda v: normal @ (normal.T @ v), lambda r: normal @ (inverse * (right @ r))
+    return lambda v: dot(normal, dot(normal.T, v)), lambda r: dot(normal, inverse * dot(right, r))

@@ -49,7 +49,8 @@ def simulate(
             the full batch. Probes measure on all samples.
         checkpoint: folder to keep the running state in, and to go on from.
         progress: whether to show a progress bar.
-        precision: of matrix products on accelerators, as for `jax.default_matmul_precision`.
+        precision: of matrix products on accelerators, as for `jax.default_matmul_precision`; None for JAX's own habit, which is
+            three digits there.
 
     Returns:
         A Dataset with the dimension `step`; see `jaxsharp.results.to_dataset`. A numerical failure is a bit of `ds.status`,
@@ -127,7 +128,8 @@ def sweep(
             counts as one device unless the environment variable JAX_NUM_CPU_DEVICES, set before JAX starts, makes it several.
         checkpoint: folder for finished batches and the running one; an interrupted sweep goes on from it.
         progress: whether to show a progress bar.
-        precision: of matrix products on accelerators, as for `jax.default_matmul_precision`.
+        precision: of matrix products on accelerators, as for `jax.default_matmul_precision`; None for JAX's own habit, which is
+            three digits there.
 
     Returns:
         A Dataset with the dimensions of `over` in order, then `seed`, then `step`; see `jaxsharp.results.to_dataset`.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsharp._precision import in_full_precision, vdot
 from jaxsharp._types import Array, Loss, Params, Scalar, ScalarLike
 from jaxsharp.curvature import sharpness
 from jaxsharp.problems import Problem
@@ -141,6 +142,7 @@ class ScaleInvariance(NamedTuple):
     breaking: tuple[str, ...]
 
 
+@in_full_precision
 def check_scale_invariance(
     loss: Loss | Problem, params: Params, *, factors: Sequence[float] = (0.5, 4.0), tol: float | None = None
 ) -> ScaleInvariance:
@@ -189,7 +191,7 @@ def check_scale_invariance(
     def measure(rows, leaves):
         losses = jax.lax.map(lambda row: scaled(row, leaves), rows)
         gradient = jax.grad(lambda leaves: evaluate(structure.unflatten(leaves)))(leaves)
-        along = jnp.stack([jnp.vdot(leaf, slope).astype(dtype) for leaf, slope in zip(leaves, gradient, strict=True)])
+        along = jnp.stack([vdot(leaf, slope).astype(dtype) for leaf, slope in zip(leaves, gradient, strict=True)])
         return losses, along, norm(leaves) * norm(gradient)
 
     losses, along, size = (np.asarray(value) for value in jax.jit(measure)(jnp.asarray(np.concatenate(rows), dtype), leaves))

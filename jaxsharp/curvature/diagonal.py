@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxsharp._precision import in_full_precision
 from jaxsharp._types import Array, Loss, MatVec, Params, PyTree
 from jaxsharp.curvature._batches import SIDE_BY_SIDE, check_chunk, map_batched, mean_over_chunks
 from jaxsharp.curvature.estimate import Estimate
@@ -14,6 +15,7 @@ from jaxsharp.curvature.operator import as_operator, flat_product
 from jaxsharp.curvature.trace import mean_and_error, signs, unit
 
 
+@in_full_precision
 def diagonal(
     matvec: MatVec, like: PyTree | None = None, *, max_matvecs: int = 32, key: Array | None = None, batch: int | None = None
 ) -> Estimate:
@@ -83,6 +85,7 @@ def _merge(mean, squares, count, rows):
     return mean + shift * (more / total), squares + within + shift**2 * (count * more / total), total
 
 
+@in_full_precision
 def squared_gradient(loss: Loss, params: Params) -> Params:
     """Evaluates (∇L)² entry by entry, the estimate of curvature that Adam and RMSProp follow.
 
@@ -103,6 +106,7 @@ def squared_gradient(loss: Loss, params: Params) -> Params:
     return jax.tree.map(jnp.square, jax.grad(loss)(params))
 
 
+@in_full_precision
 def sample_squared_gradients(
     predict: Callable,
     loss: str | Callable | Likelihood,
@@ -146,6 +150,7 @@ def sample_squared_gradients(
     return mean_over_chunks(average, data, chunk)
 
 
+@in_full_precision
 def fisher_diagonal(
     predict: Callable,
     loss: str | Likelihood,

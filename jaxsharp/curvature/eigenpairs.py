@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from jaxsharp._precision import in_full_precision
 from jaxsharp._types import Array, Count, MatVec, PyTree
 from jaxsharp.curvature.guards import Guards, stepped
 from jaxsharp.curvature.search import Plan, Task, search
@@ -52,6 +53,7 @@ class Eigenpairs(NamedTuple):
     guards: Guards | None = None
 
 
+@in_full_precision
 def top_eigenpairs(
     matvec: MatVec,
     like: PyTree,

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsharp._precision import dot, in_full_precision
 from jaxsharp._types import Array, MatVec, PyTree, Scalar
 from jaxsharp.curvature._batches import map_batched
 from jaxsharp.curvature.eigenpairs import Eigenpairs, top_eigenpairs
@@ -30,6 +31,7 @@ class EigenvalueSum(NamedTuple):
     pairs: Eigenpairs
 
 
+@in_full_precision
 def top_eigenvalue_sum(
     matvec: MatVec,
     like: PyTree | None = None,
@@ -97,11 +99,11 @@ def top_eigenvalue_sum(
 
 def _separation(product, vectors, images, k):
     values, top = jnp.sum(vectors[:k] * images, axis=1), vectors[:k]
-    residual = jnp.linalg.norm(images - (top @ images.T).T @ top)
+    residual = jnp.linalg.norm(images - dot(dot(top, images.T).T, top))
     if vectors.shape[0] == k:
         return jnp.asarray(jnp.inf, values.dtype), jnp.zeros_like(residual)
     image = product(vectors[k])
-    following = vectors[k] @ image
+    following = dot(vectors[k], image)
     gap = jnp.min(values) - following
     # the next eigenvalue may be as high as its estimate and the residual of that
     certain = gap - jnp.linalg.norm(image - following * vectors[k])

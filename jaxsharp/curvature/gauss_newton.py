@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from jaxsharp._precision import in_full_precision
 from jaxsharp._types import Array, Params, PyTree
 from jaxsharp.curvature._batches import check_chunk, concatenate_over_chunks, count_samples, mean_over_chunks
 from jaxsharp.curvature.likelihood import Likelihood, likelihood_of, loss_of, score_outer_product
@@ -14,6 +15,7 @@ from jaxsharp.curvature.operator import Operator
 from jaxsharp.curvature.rematerialize import rematerialized
 
 
+@in_full_precision
 def gauss_newton_operator(
     predict: Callable,
     loss: str | Callable | Likelihood,
@@ -55,6 +57,7 @@ def gauss_newton_operator(
     return _operator(predict, partial(_loss_hessian, loss_of(loss)), params, data, chunk, segments)
 
 
+@in_full_precision
 def fisher_operator(
     predict: Callable,
     loss: str | Likelihood,
@@ -106,6 +109,7 @@ def fisher_operator(
     return _operator(predict, partial(_scores, likelihood.loss), params, (data[0], labels), chunk, segments)
 
 
+@in_full_precision
 def empirical_fisher_operator(
     predict: Callable,
     loss: str | Callable | Likelihood,
@@ -146,6 +150,7 @@ def empirical_fisher_operator(
     return _operator(predict, partial(_scores, loss_of(loss)), params, (inputs, targets), chunk, segments)
 
 
+@in_full_precision
 def draw_targets(
     predict: Callable,
     loss: str | Likelihood,

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from jaxsharp._precision import dot
 from jaxsharp._types import Array, Block, Count, PyTree
 from jaxsharp.curvature.search import Found, overlaps
 
@@ -49,7 +50,7 @@ def stepped(found: Found, wanted: int, start: Block, before: Guards) -> tuple[Bl
     sigma = found.bottom
     half = jnp.where(seen, values - sigma, 0) / 2
     half = jnp.where(before.steps % CLEAR == 0, 0, half)
-    remembered = overlaps(vectors, start) @ before.vectors  # in the mixture, and with the sign, that the guards have now
+    remembered = dot(overlaps(vectors, start), before.vectors)  # in the mixture, and with the sign, that the guards have now
     moved = 2 * (products - (sigma + half)[:, None] * vectors) - (half * before.weights)[:, None] * remembered
     lengths = jnp.linalg.norm(moved, axis=1)
     grows = seen & (lengths > 0)

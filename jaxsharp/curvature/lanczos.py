@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsharp._factorizations import eigh
+from jaxsharp._precision import dot
 from jaxsharp._types import Array
 
 
@@ -27,9 +28,9 @@ def quadrature(product, start: Array, steps: int) -> tuple[Array, Array]:
         image = product(vector)
         scale = jnp.maximum(scale, jnp.max(jnp.abs(image)))
         image = image / jnp.where(scale > 0, scale, 1)  # so that squares neither vanish nor overflow
-        projection = vector @ image
+        projection = dot(vector, image)
         for _ in range(2):  # twice is enough to be orthogonal to rounding
-            image = image - (basis @ image) @ basis
+            image = image - dot(dot(basis, image), basis)
         length = jnp.linalg.norm(image)
         goes_on = length > tiny
         vector = jnp.where(goes_on, image / jnp.where(goes_on, length, 1), 0)

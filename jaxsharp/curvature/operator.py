@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
+from jaxsharp._precision import in_full_precision
 from jaxsharp._types import MatVec, Params, PyTree
 
 
@@ -34,6 +35,7 @@ class Operator:
     product: Callable
     like: PyTree
 
+    @in_full_precision
     def __call__(self, v: PyTree) -> PyTree:
         """Multiplies a vector."""
         return self.product(v)
@@ -85,6 +87,7 @@ def as_operator(matvec: MatVec, like: PyTree | None = None) -> Operator:
     raise ValueError("a plain function does not say what it multiplies; pass like=, a pytree with the shapes of one vector.")
 
 
+@in_full_precision
 def frozen(operator: Operator) -> Operator:
     """Returns the same operator as a constant of differentiation, whatever its products close over.
 

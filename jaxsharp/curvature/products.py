@@ -6,12 +6,14 @@ from functools import partial
 import jax
 from jax.tree_util import Partial
 
+from jaxsharp._precision import in_full_precision
 from jaxsharp._types import Loss, Params, PyTree, Scalar
 from jaxsharp.curvature._batches import check_chunk, mean_over_chunks
 from jaxsharp.curvature.operator import Operator
 from jaxsharp.curvature.rematerialize import rematerialized
 
 
+@in_full_precision
 def hvp(loss: Loss, params: Params, v: PyTree) -> PyTree:
     """Multiplies the Hessian of a loss by a vector, H(w) v = d/dε ∇L(w + ε v) at ε = 0.
 
@@ -35,6 +37,7 @@ def hvp(loss: Loss, params: Params, v: PyTree) -> PyTree:
     return jax.jvp(jax.grad(loss), (params,), (v,))[1]
 
 
+@in_full_precision
 def hessian_operator(
     loss: Callable, params: Params, data: PyTree | None = None, *, chunk: int | None = None, segments: int = 1
 ) -> Operator:
@@ -78,6 +81,7 @@ def hessian_operator(
     return Operator(Partial(partial(_chunked_product, loss, chunk), params, data), params)
 
 
+@in_full_precision
 def slope_and_hessian(loss: Loss, params: Params) -> tuple[Scalar, Params, Operator]:
     """Makes the Hessian v -> H(w) v at one point together with L(w) and ∇L(w), which its linearization finds on the way.
 

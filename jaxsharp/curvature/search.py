@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxsharp._factorizations import eigh
 from jaxsharp._members import one_after_another
+from jaxsharp._precision import dot
 from jaxsharp._types import Array, Block, Count, Scalar
 from jaxsharp.curvature.folding import folded
 from jaxsharp.curvature.turns import at_once
@@ -193,8 +194,8 @@ def _alone(program, constants, task, plan):
 def _found(state, plan):
     mixing, values = state.coordinates[: plan.targets], state.values
     return Found(
-        vectors=mixing @ state.basis,
-        products=mixing @ state.products,
+        vectors=dot(mixing, state.basis),
+        products=dot(mixing, state.products),
         values=values[: plan.targets],
         errors=state.errors,
         bottom=jnp.minimum(jnp.min(jnp.where(jnp.isneginf(values), 0, values)), 0),
@@ -302,7 +303,7 @@ def _grow(apply, task, plan, state, directions, growing):
     # Of two or more, since a product of one row would be fused with the updates, which then would not be in place.
     top, mixing = values[: max(targets, 2)], coordinates[: max(targets, 2)]
     has_value = ~jnp.isneginf(top)
-    residuals = mixing @ products - jnp.where(has_value, top, 0)[:, None] * (mixing @ basis)
+    residuals = dot(mixing, products) - jnp.where(has_value, top, 0)[:, None] * dot(mixing, basis)
     residuals, has_value = residuals[:targets], has_value[:targets]
     scale = jnp.max(jnp.where(jnp.isneginf(values), 0, jnp.abs(values)))
     norms = jnp.linalg.norm(residuals, axis=1)
@@ -351,8 +352,8 @@ def _restart(state, plan):
     best = jnp.where(survives[:, None], state.coordinates, 0)
     has_value = ~jnp.isneginf(state.values)
     return state._replace(
-        basis=best @ state.basis,
-        products=best @ state.products,
+        basis=dot(best, state.basis),
+        products=dot(best, state.products),
         projected=jnp.diag(jnp.where(survives & has_value, state.values, 0)),
         used=survives & has_value,
         filled=jnp.asarray(plan.kept, state.filled.dtype),
@@ -367,15 +368,15 @@ def _orthonormalize(block, basis, locked):
     tolerance = 10 * jnp.finfo(block.dtype).eps
 
     def project(block):
-        block = block - overlaps(block, basis) @ basis
+        block = block - dot(overlaps(block, basis), basis)
         if locked.shape[0]:
-            block = block - overlaps(block, locked) @ locked
+            block = block - dot(overlaps(block, locked), locked)
         lengths = jnp.linalg.norm(block, axis=1, keepdims=True)
         block = block / jnp.where(lengths > tolerance, lengths, jnp.inf)
         if block.shape[0] > 1:
-            weights, mixing = eigh(block @ block.T)
+            weights, mixing = eigh(dot(block, block.T))
             weights = jnp.where(weights > block.shape[0] * tolerance, weights, jnp.inf)
-            block = (mixing / jnp.sqrt(weights)[None, :]).T @ block
+            block = dot((mixing / jnp.sqrt(weights)[None, :]).T, block)
         return block, lengths
 
     lengths = jnp.linalg.norm(block, axis=1, keepdims=True)
@@ -396,4 +397,4 @@ def overlaps(block: Block, basis: Block) -> Array:
     """
     if basis.shape[0] == 1:
         return jnp.sum(block * basis, axis=1, keepdims=True)
-    return jnp.stack([basis @ row for row in block]) if block.shape[0] <= 8 else block @ basis.T
+    return jnp.stack([dot(basis, row) for row in block]) if block.shape[0] <= 8 else dot(block, basis.T)

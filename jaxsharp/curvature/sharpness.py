@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from jaxsharp._precision import in_full_precision, vdot
 from jaxsharp._types import Array, Loss, Params, PyTree, Scalar
 from jaxsharp.curvature.eigenpairs import Eigenpairs, top_eigenpairs
 from jaxsharp.curvature.products import hessian_operator, hvp
 
 
+@in_full_precision
 def frozen_eigenpairs(
     loss: Loss, params: Params, k: int = 1, guess: PyTree | None = None, *, guards: int = 0, **options
 ) -> Eigenpairs:
@@ -58,7 +60,7 @@ def rayleigh_quotient(loss: Loss, params: Params, v: PyTree) -> Scalar:
         [24.0, 0.0]
     """
     product = hvp(loss, params, v)
-    return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(v), jax.tree.leaves(product), strict=True))
+    return sum(vdot(a, b) for a, b in zip(jax.tree.leaves(v), jax.tree.leaves(product), strict=True))
 
 
 def sharpness(

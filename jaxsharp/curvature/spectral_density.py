@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsharp._precision import dot, in_full_precision
 from jaxsharp._types import Array, Count, MatVec, PyTree, Scalar
 from jaxsharp.curvature._batches import map_batched
 from jaxsharp.curvature.lanczos import quadrature
@@ -41,6 +42,7 @@ class SpectralDensity(NamedTuple):
     matvecs: Count
 
 
+@in_full_precision
 def spectral_density(
     matvec: MatVec,
     like: PyTree | None = None,
@@ -142,6 +144,6 @@ def smoothed_density(nodes: Array, weights: Array, grid: Array, width: Array) ->
 
     def of_one(node, weight):
         distance = (grid[:, None] - node[None, :]) / width
-        return jnp.exp(-0.5 * distance**2) @ weight / (width * jnp.asarray(2 * jnp.pi, width.dtype) ** 0.5)
+        return dot(jnp.exp(-0.5 * distance**2), weight) / (width * jnp.asarray(2 * jnp.pi, width.dtype) ** 0.5)
 
     return mean_and_error(jax.vmap(of_one)(nodes, weights))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsharp._factorizations import qr, solve_lower
+from jaxsharp._precision import dot, in_full_precision
 from jaxsharp._types import Array, MatVec, PyTree
 from jaxsharp.curvature._batches import map_batched
 from jaxsharp.curvature.estimate import Estimate
@@ -13,6 +14,7 @@ METHODS = {"hutchinson": 2, "xtrace": 4}
 """The methods, and the fewest products that give each an error estimate."""
 
 
+@in_full_precision
 def trace(
     matvec: MatVec,
     like: PyTree | None = None,
@@ -94,7 +96,7 @@ def mean_and_error(samples: Array) -> tuple[Array, Array]:
 
 
 def _quadratic_form(product, z):
-    return z @ product(z)
+    return dot(z, product(z))
 
 
 def _xtrace(product, tests, batch):
@@ -107,14 +109,14 @@ def _xtrace(product, tests, batch):
     basis, triangle = qr(jax.lax.stop_gradient(tested).T)
     products = map_batched(product, basis.T, batch)  # A Q, a row each
     outside = _left_out(triangle)  # column i: the direction of Q that only test vector i brought
-    coordinates = basis.T @ tests.T
+    coordinates = dot(basis.T, tests.T)
     kept = coordinates - outside * jnp.sum(outside * coordinates, axis=0, keepdims=True)  # of test i in the range without it
     squares = jnp.sum(tests**2, axis=1) - jnp.sum(kept**2, axis=0)
     scale = (size - k + 1) / jnp.where(squares > 0, squares, 1)
-    inner = products @ basis
-    inside = jnp.trace(inner) - jnp.sum(outside * (inner @ outside), axis=0)
-    cross = jnp.sum(kept * (products @ tests.T), axis=0)
-    rest = jnp.sum(tests * tested, axis=1) - 2 * cross + jnp.sum(kept * (inner @ kept), axis=0)
+    inner = dot(products, basis)
+    inside = jnp.trace(inner) - jnp.sum(outside * dot(inner, outside), axis=0)
+    cross = jnp.sum(kept * dot(products, tests.T), axis=0)
+    rest = jnp.sum(tests * tested, axis=1) - 2 * cross + jnp.sum(kept * dot(inner, kept), axis=0)
     return inside + scale * rest
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from jaxsharp._precision import dot
 from jaxsharp._types import Array, Block, Count, MatVec, PyTree
 from jaxsharp.curvature.eigenpairs import Eigenpairs, top_eigenpairs
 from jaxsharp.curvature.guards import Guards
@@ -162,8 +163,8 @@ def _motion(onward, memory):
     unravel = ravel_pytree(jax.tree.map(lambda rows: rows[0], onward))[1]
     new, old, before = _flat(onward)[:k], _flat(memory.vectors)[:k], _flat(memory.motion)
     among = overlaps(new, old)
-    motion = new - among @ old
-    forecast = among @ before  # in the mixture that the vectors are now
+    motion = new - dot(among, old)
+    forecast = dot(among, before)  # in the mixture that the vectors are now
     length = jnp.sum(forecast**2, axis=1)
     along = jnp.sum(motion * forecast, axis=1)
     trust = jnp.clip(along / jnp.where(length > 0, length, jnp.inf), -1, 1)

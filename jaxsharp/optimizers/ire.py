@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from jaxsharp._members import any_member
+from jaxsharp._precision import tensordot
 from jaxsharp._types import Array, Count, PyTree, ScalarLike
 from jaxsharp.optimizers.estimators import Eigenspace, resolve
 from jaxsharp.optimizers.objective import Objective, random_key
@@ -147,10 +148,10 @@ class _Complement:
 
     def enlarge(self, state, displacement, strength):
         rows, leaves = jax.tree.leaves(state.sharp_vectors), jax.tree.leaves(displacement)
-        weights = sum(jnp.tensordot(row, leaf, leaf.ndim) for row, leaf in zip(rows, leaves, strict=True))
+        weights = sum(tensordot(row, leaf, leaf.ndim) for row, leaf in zip(rows, leaves, strict=True))
 
         def add(row, leaf):
-            sharp = jnp.tensordot(weights.astype(leaf.dtype), row, 1)
+            sharp = tensordot(weights.astype(leaf.dtype), row, 1)
             return leaf * (1 + strength).astype(leaf.dtype) - strength.astype(leaf.dtype) * sharp
 
         return jax.tree.map(add, state.sharp_vectors, displacement)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxsharp._precision import dot
 from jaxsharp._types import Array, Params, PyTree
 from jaxsharp.curvature import frozen_eigenpairs
 from jaxsharp.dynamics import State
@@ -95,7 +96,7 @@ class ProtectionProbe:
             parts = jax.tree.map(lambda flat, rows: jnp.where(flat, 0, rows) ** 2, mask, pairs.vectors)
             shares = sum(jnp.sum(part.reshape(self.k, -1), axis=1) for part in jax.tree.leaves(parts))
         elif sharp is not None:
-            inner = jax.tree.map(lambda a, b: a.reshape(a.shape[0], -1) @ b.reshape(self.k, -1).T, sharp, pairs.vectors)
+            inner = jax.tree.map(lambda a, b: dot(a.reshape(a.shape[0], -1), b.reshape(self.k, -1).T), sharp, pairs.vectors)
             shares = jnp.sum(sum(jax.tree.leaves(inner)) ** 2, axis=0)
         else:
             raise ValueError("the probe protection needs an optimizer that knows flat directions, js.optimizers.ire.")
