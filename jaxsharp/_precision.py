@@ -31,12 +31,12 @@ def in_full_precision(function: Callable) -> Callable:
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> dot = lambda: jax.make_jaxpr(lambda v: v @ v)(jnp.ones(2)).eqns[0].params["precision"]
-        >>> dot() is None, in_full_precision(dot)()[0].name
-        (True, 'HIGHEST')
-        >>> with jax.default_matmul_precision("tensorfloat32"):
-        ...     in_full_precision(dot)()[0].name
-        'HIGH'
+        >>> square = in_full_precision(lambda v: v @ v)
+        >>> for chosen in (None, "tensorfloat32"):
+        ...     with jax.default_matmul_precision(chosen):
+        ...         print(jax.make_jaxpr(square)(jnp.ones(2)).eqns[0].params["precision"][0].name)
+        HIGHEST
+        HIGH
     """
 
     @wraps(function)
