@@ -163,7 +163,6 @@ def retract(problem: Problem, params: Params, **options) -> Params:
     return retraction(problem, params, **options).params
 
 
-@in_full_precision
 def log_sharpness_gradient(
     problem: Problem,
     params: Params,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend import core
+from jax.flatten_util import ravel_pytree
 
 import jaxsharp as js
 from jaxsharp.curvature import turns
@@ -56,6 +57,9 @@ ON_LOSSES = {
         lambda w: js.curvature.top_eigenvalue_sum(js.curvature.hessian_operator(loss, w), k=2).value
     )(w),
     "spherical sharpness": js.sphere.spherical_sharpness,
+    "third derivatives": lambda loss, w: js.curvature.third_derivatives(
+        lambda flat: loss(ravel_pytree(w)[1](flat)), ravel_pytree(w)[0], ravel_pytree(w)[0][None], 1
+    ),
 }
 
 
@@ -134,23 +138,40 @@ def test_it_is_exact_in_batches_of_what_was_compiled_before(members, monkeypatch
         assert precisions(together, jnp.ones((3, 30))) == {(HIGHEST, HIGHEST)}
 
 
-def test_a_product_by_the_caller_s_own_matrix_is_in_full_precision_too():
-    def pairs(matrix):
-        return js.curvature.top_eigenpairs(lambda v: matrix @ v, matrix[0], 2)
+WITH_OPERATORS = {
+    "eigenpairs": lambda matvec, v: js.curvature.top_eigenpairs(matvec, v, 2),
+    "trace": lambda matvec, v: js.curvature.trace(matvec, v, max_matvecs=8),
+    "diagonal": lambda matvec, v: js.curvature.diagonal(matvec, v, max_matvecs=8),
+    "spectral density": lambda matvec, v: js.curvature.spectral_density(matvec, v, steps=5),
+    "sum": lambda matvec, v: js.curvature.top_eigenvalue_sum(matvec, v, 2),
+    "frozen": lambda matvec, v: js.curvature.frozen(js.curvature.Operator(matvec, v))(v),
+    "preconditioned": lambda matvec, v: js.curvature.preconditioned(js.curvature.Operator(matvec, v), v)(v),
+}
+
+
+@pytest.mark.parametrize("name", WITH_OPERATORS)
+def test_products_by_the_caller_s_own_matrix_are_in_full_precision_too(name):
+    def call(matrix):
+        return WITH_OPERATORS[name](lambda v: matrix @ v, jnp.ones(30))
 
     with jax.default_matmul_precision(None):
-        assert precisions(pairs, jnp.eye(30)) == {(HIGHEST, HIGHEST)}
+        assert precisions(call, jnp.eye(30)) == {(HIGHEST, HIGHEST)}
     with jax.default_matmul_precision("tensorfloat32"):
-        assert precisions(pairs, jnp.eye(30)) == {(HIGHEST, HIGHEST), (HIGH, HIGH)}
+        assert (HIGH, HIGH) in precisions(call, jnp.eye(30))
 
 
 def test_projections_on_minimizers_and_their_complementarity_are_exact():
-    data = np.random.default_rng(0).normal(size=(4, 6)), np.zeros(4)
+    data = np.random.default_rng(0).normal(size=(4, 6)), np.arange(4.0)
     problem = js.problems.supervised(js.models.MLP(widths=(5,)), data)
     params = problem.init(jax.random.key(0))
 
+    regression = js.problems.bn_linear_regression(*data)
+
     def oscillation(alpha):
         return js.complementarity.solve(alpha, jnp.eye(3))
+
+    def interpolant(key):
+        return js.problems.interpolant(regression, key, angle=1.0)
 
     for call in (
         js.minimizers.retraction,
@@ -161,6 +182,7 @@ def test_projections_on_minimizers_and_their_complementarity_are_exact():
             assert precisions(partial(call, problem), params) == {(HIGHEST, HIGHEST)}
     with jax.default_matmul_precision("tensorfloat32"):
         assert precisions(oscillation, -jnp.eye(2)) == {(HIGHEST, HIGHEST)}
+        assert precisions(interpolant, jax.random.key(0)) == {(HIGHEST, HIGHEST)}
 
 
 def test_what_ire_takes_out_of_a_step_is_exact():

@@ -15,7 +15,6 @@ from jaxsharp.curvature.operator import as_operator, flat_product
 from jaxsharp.curvature.trace import mean_and_error, signs, unit
 
 
-@in_full_precision
 def diagonal(
     matvec: MatVec, like: PyTree | None = None, *, max_matvecs: int = 32, key: Array | None = None, batch: int | None = None
 ) -> Estimate:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsharp._precision import dot, in_full_precision
+from jaxsharp._precision import dot
 from jaxsharp._types import Array, MatVec, PyTree, Scalar
 from jaxsharp.curvature._batches import map_batched
 from jaxsharp.curvature.eigenpairs import Eigenpairs, top_eigenpairs
@@ -31,7 +31,6 @@ class EigenvalueSum(NamedTuple):
     pairs: Eigenpairs
 
 
-@in_full_precision
 def top_eigenvalue_sum(
     matvec: MatVec,
     like: PyTree | None = None,

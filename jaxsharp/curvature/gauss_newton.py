@@ -15,7 +15,6 @@ from jaxsharp.curvature.operator import Operator
 from jaxsharp.curvature.rematerialize import rematerialized
 
 
-@in_full_precision
 def gauss_newton_operator(
     predict: Callable,
     loss: str | Callable | Likelihood,
@@ -57,7 +56,6 @@ def gauss_newton_operator(
     return _operator(predict, partial(_loss_hessian, loss_of(loss)), params, data, chunk, segments)
 
 
-@in_full_precision
 def fisher_operator(
     predict: Callable,
     loss: str | Likelihood,
@@ -109,7 +107,6 @@ def fisher_operator(
     return _operator(predict, partial(_scores, likelihood.loss), params, (data[0], labels), chunk, segments)
 
 
-@in_full_precision
 def empirical_fisher_operator(
     predict: Callable,
     loss: str | Callable | Likelihood,
@@ -186,6 +183,7 @@ def draw_targets(
     return jax.lax.stop_gradient(jnp.moveaxis(jax.vmap(lambda k: likelihood.sample(k, outputs))(keys), 0, 1))
 
 
+@in_full_precision
 def _operator(predict, metric, params, data, chunk, segments):
     """Jᵀ M J / n with M = metric(outputs, targets) per sample: linearized once, or evaluated in each product to save memory."""
     check_chunk(chunk)

@@ -87,7 +87,6 @@ def as_operator(matvec: MatVec, like: PyTree | None = None) -> Operator:
     raise ValueError("a plain function does not say what it multiplies; pass like=, a pytree with the shapes of one vector.")
 
 
-@in_full_precision
 def frozen(operator: Operator) -> Operator:
     """Returns the same operator as a constant of differentiation, whatever its products close over.
 

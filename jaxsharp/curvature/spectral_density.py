@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsharp._precision import dot, in_full_precision
+from jaxsharp._precision import dot
 from jaxsharp._types import Array, Count, MatVec, PyTree, Scalar
 from jaxsharp.curvature._batches import map_batched
 from jaxsharp.curvature.lanczos import quadrature
@@ -42,7 +42,6 @@ class SpectralDensity(NamedTuple):
     matvecs: Count
 
 
-@in_full_precision
 def spectral_density(
     matvec: MatVec,
     like: PyTree | None = None,

@@ -6,12 +6,10 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from jaxsharp._members import one_after_another
-from jaxsharp._precision import in_full_precision
 from jaxsharp._types import Block, Count, Loss, Vector
 from jaxsharp.curvature.products import hvp
 
 
-@in_full_precision
 def third_derivatives(loss: Loss, point: Vector, rows: Block, count: Count | int) -> Block:
     """Evaluates ∇_w (rᵢᵀ H(w) rⱼ) at fixed rᵢ, rⱼ, for all pairs of the first `count` rows.
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsharp._factorizations import qr, solve_lower
-from jaxsharp._precision import dot, in_full_precision
+from jaxsharp._precision import dot
 from jaxsharp._types import Array, MatVec, PyTree
 from jaxsharp.curvature._batches import map_batched
 from jaxsharp.curvature.estimate import Estimate
@@ -14,7 +14,6 @@ METHODS = {"hutchinson": 2, "xtrace": 4}
 """The methods, and the fewest products that give each an error estimate."""
 
 
-@in_full_precision
 def trace(
     matvec: MatVec,
     like: PyTree | None = None,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsharp._factorizations import svd
+from jaxsharp._precision import dot
 from jaxsharp._types import Array, Params, Scalar
 from jaxsharp.problems.problem import Problem, check_table
 
@@ -139,7 +140,7 @@ def interpolant(problem: Problem, key: Array, *, angle) -> Params:
     _, singular, rows = svd(data.inputs)
     kept = (singular > singular[0] * max(data.inputs.shape) * jnp.finfo(singular.dtype).eps).astype(noise.dtype)
     for _ in range(2):  # twice is enough to be orthogonal to rounding
-        noise = noise - rows.T @ (kept * (rows @ noise))
+        noise = noise - dot(rows.T, kept * dot(rows, noise))
     noise = noise / jnp.linalg.norm(noise)
     angle = jnp.asarray(angle, noise.dtype)
     return {"weights": jnp.cos(angle) * data.minimum_norm + jnp.sin(angle) * noise}
