@@ -55,7 +55,7 @@ def main() -> None:
     parts = {
         "throughput": partial(_throughput, options.tiny),
         "members": partial(_members, problems, lengths, members),
-        "searches": partial(_searches, next(iter(problems.values())), lengths[0], members[-1], chunks),
+        "searches": partial(_searches, problems, lengths[0], members[-1], chunks),
     }
     for name in [options.part] if options.part else parts:
         figures |= parts[name]()
@@ -131,15 +131,16 @@ def _sweep(problem, steps, probes, count):
     return js.sweep(problem, js.optimizers.gd, over, progress=False, **options)
 
 
-def _searches(problem, steps, members, chunks):
-    """Milliseconds of a grid with so many searches side by side; and of a run with its directions side by side or in turn."""
+def _searches(problems, steps, members, chunks):
+    """Milliseconds of grids with so many searches side by side; and of a run with its directions side by side or in turn."""
     name = "MEMBERS_ON_CPU" if jax.default_backend() == "cpu" else "MEMBERS_ON_ACCELERATOR"
     usual, figures = getattr(turns, name), {}
     for chunk in chunks:
         setattr(turns, name, chunk)
-        jax.clear_caches()
-        way = {f"{members} members, {chunk} searches side by side": partial(_sweep, problem, steps, ["sharpness"], members)}
-        figures |= _milliseconds(way, 3)
+        for network, problem in problems.items():
+            jax.clear_caches()
+            way = f"{network}, {members} members, {chunk} searches side by side"
+            figures |= _milliseconds({way: partial(_sweep, problem, steps, ["sharpness"], members)}, 3)
     setattr(turns, name, usual)
     jax.clear_caches()
 
@@ -154,6 +155,7 @@ def _searches(problem, steps, members, chunks):
 
         return jax.lax.scan(measure, (w, tracker.init(w)), length=max(steps // 10, 2))[1]
 
+    problem = next(iter(problems.values()))
     start = problem.init(jax.random.key(0))
     for k in (1, 5):
         ways = {f"k={k}, {block} directions side by side": partial(follow, block, k) for block in (1, k + 1)}

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxsharp._precision import in_full_precision
 from jaxsharp._types import Array, Count, MatVec, PyTree
 from jaxsharp.curvature.guards import Guards, stepped
+from jaxsharp.curvature.operator import as_operator
 from jaxsharp.curvature.search import Plan, Task, search
 
 WHICH = {"largest": 1, "smallest": -1}
@@ -56,7 +57,7 @@ class Eigenpairs(NamedTuple):
 @in_full_precision
 def top_eigenpairs(
     matvec: MatVec,
-    like: PyTree,
+    like: PyTree | None = None,
     k: int = 1,
     guess: PyTree | None = None,
     tol: float = 1e-2,
@@ -81,8 +82,8 @@ def top_eigenpairs(
     that always contain fresh noise, and a search without a guess goes to a hundredth of the tolerance.
 
     Args:
-        matvec: v -> H v on pytrees like `like`; symmetric.
-        like: any pytree with the shapes and dtypes of one vector.
+        matvec: an `Operator`, or v -> H v on pytrees like `like`; symmetric.
+        like: any pytree with the shapes and dtypes of one vector; not needed for an Operator.
         k: how many pairs, at most the number of parameters.
         guess: pytree with a leading axis of k rows, or up to k + guards; rows that are zero or not finite, and missing ones, are
             replaced by random ones.
@@ -105,7 +106,8 @@ def top_eigenpairs(
         `chunk` in the place of k.
 
     Raises:
-        ValueError: when k is below 1 or above the number of parameters, or another argument makes no sense.
+        ValueError: when k is below 1 or above the number of parameters, for a plain function without `like`, or where another
+            argument makes no sense.
 
     Example:
         >>> import jax.numpy as jnp, jaxsharp as js
@@ -115,7 +117,8 @@ def top_eigenpairs(
 
     Source: Davidson 1975; restarts after Wu and Simon 2000. The guards and the batching are our own.
     """
-    template, unravel = ravel_pytree(like)
+    operator = as_operator(matvec, like)
+    template, unravel = ravel_pytree(operator.like)
     size = template.size
     if not 1 <= k <= size:
         raise ValueError(f"k={k} eigenpairs were asked for, but there are {size} parameters; choose 1 <= k <= {size}.")
@@ -136,7 +139,7 @@ def top_eigenpairs(
     loose = jnp.where(watch, jnp.maximum(jnp.asarray(guard_tol, template.dtype), tol), jnp.inf)
 
     def product(vector):
-        return sign * ravel_pytree(matvec(unravel(vector)))[0]
+        return sign * ravel_pytree(operator(unravel(vector)))[0]
 
     pieces = [(at, min(at + (chunk or k), k)) for at in range(0, k, chunk or k)]
     locked, values, errors, onward = jnp.zeros((0, size), template.dtype), [], [], []
