@@ -14,6 +14,7 @@ Run: python benchmarks/accelerator.py [--tiny] [--part throughput | members | se
 """
 
 import argparse
+import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -35,14 +36,14 @@ PRECISIONS = ("highest", "tensorfloat32")
 
 
 def main() -> None:
-    """Measures, prints and writes; what is done is on disk after each part."""
+    """Measures, prints and writes; what is done is on disk at once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a setting of seconds, to see that this still runs")
     parser.add_argument("--part", choices=("throughput", "members", "searches"), help="one question only")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     figures = {}
-    networks = {"1000 images, width 100": (1000, 100), "50 images, width 16": (50, 16)}
+    networks = {"50 images, width 16": (50, 16), "1000 images, width 100": (1000, 100)}
     if options.tiny:
         networks = {"4 images, width 4": (4, 4)}
     problems = {
@@ -57,8 +58,8 @@ def main() -> None:
         "members": partial(_members, problems, lengths, members),
         "searches": partial(_searches, problems, lengths[0], members[-1], chunks),
     }
-    for name in [options.part] if options.part else parts:
-        figures |= parts[name]()
+    for title, rows in itertools.chain.from_iterable(parts[name]() for name in ([options.part] if options.part else parts)):
+        figures.setdefault(title, {}).update(rows)
         if options.out:
             options.out.write_text(json.dumps({"setting": setting, "figures": figures, **machine()}, indent=1) + "\n")
     write({"setting": setting, "figures": figures, **machine()}, options.out)
@@ -72,7 +73,6 @@ def _throughput(tiny):
     if not tiny:
         pictures, _ = js.data.digits(count=count, flatten=False)
         problems[f"CNN {channels}, {count} images"] = js.problems.supervised(js.models.CNN(widths=channels), pictures)
-    figures = {}
     for precision in PRECISIONS[: 1 if tiny else None]:
         with jax.default_matmul_precision(precision):
             rate = _matrix_rate(side)
@@ -89,9 +89,8 @@ def _throughput(tiny):
                     rows[f"{name}: {way}, TFLOP/s"] = reached
                     rows[f"{name}: {way}, share of two matrices"] = reached / rate
                     rows[f"{name}: {way}, ms"] = found[f"{way}, 1 members, ms each"]
-        figures[f"precision {precision}"] = rows
+        yield f"precision {precision}", rows
         jax.clear_caches()
-    return figures
 
 
 def _matrix_rate(side, repeats=10):
@@ -103,7 +102,6 @@ def _matrix_rate(side, repeats=10):
 
 def _members(problems, lengths, counts):
     """Milliseconds of grids of so many members, whole and per further step, and these over those of a run alone."""
-    figures = {}
     for network, problem in problems.items():
         for name, probes in (("without sharpness", ["loss"]), ("with sharpness every 10", ["loss", "sharpness"])):
             ways = {}
@@ -112,7 +110,7 @@ def _members(problems, lengths, counts):
                 ways |= {(f"{count} members", steps): partial(_sweep, problem, steps, probes, count) for count in counts}
             each, (short, long) = _milliseconds(ways, 3), lengths
             rows = {way: (ms, (each[way, long] - ms) / (long - short)) for (way, steps), ms in each.items() if steps == short}
-            figures[f"{network}, {name}"] = {
+            figures = {
                 way: {
                     f"{short} steps, ms": whole,
                     "each further step, ms": step,
@@ -121,8 +119,8 @@ def _members(problems, lengths, counts):
                 }
                 for way, (whole, step) in rows.items()
             }
+            yield f"{network}, {name}", figures
             jax.clear_caches()
-    return figures
 
 
 def _sweep(problem, steps, probes, count):
@@ -134,13 +132,13 @@ def _sweep(problem, steps, probes, count):
 def _searches(problems, steps, members, chunks):
     """Milliseconds of grids with so many searches side by side; and of a run with its directions side by side or in turn."""
     name = "MEMBERS_ON_CPU" if jax.default_backend() == "cpu" else "MEMBERS_ON_ACCELERATOR"
-    usual, figures = getattr(turns, name), {}
-    for chunk in chunks:
-        setattr(turns, name, chunk)
-        for network, problem in problems.items():
+    usual, title = getattr(turns, name), "searches, ms"
+    for network, problem in problems.items():
+        for chunk in chunks:
+            setattr(turns, name, chunk)
             jax.clear_caches()
             way = f"{network}, {members} members, {chunk} searches side by side"
-            figures |= _milliseconds({way: partial(_sweep, problem, steps, ["sharpness"], members)}, 3)
+            yield title, _milliseconds({way: partial(_sweep, problem, steps, ["sharpness"], members)}, 3)
     setattr(turns, name, usual)
     jax.clear_caches()
 
@@ -155,20 +153,17 @@ def _searches(problems, steps, members, chunks):
 
         return jax.lax.scan(measure, (w, tracker.init(w)), length=max(steps // 10, 2))[1]
 
-    problem = next(iter(problems.values()))
-    start = problem.init(jax.random.key(0))
-    for k in (1, 5):
+    for k in (1, 5):  # of the last network
         ways = {f"k={k}, {block} directions side by side": partial(follow, block, k) for block in (1, k + 1)}
-        programs = {way: partial(jax.jit(function), problem, start) for way, function in ways.items()}
+        programs = {way: partial(jax.jit(function), problem, problem.init(jax.random.key(0))) for way, function in ways.items()}
         with jax.default_matmul_precision("highest"):
-            figures |= _milliseconds(programs, 5)
-            figures |= {f"{way}, products": float(program().mean()) for way, program in programs.items()}
+            yield title, _milliseconds(programs, 5)
+            yield title, {f"{way}, products": float(program().mean()) for way, program in programs.items()}
     for size in (5, 17):
         matrix = jax.random.normal(jax.random.key(0), (size, size))
         programs = {copies: partial(jax.jit(partial(_eigenproblems, copies)), matrix) for copies in (1, 2)}
         each = _milliseconds(programs, 3)
-        figures |= {f"a hundred eigenproblems of {size} rows, each given {copies} times": ms for copies, ms in each.items()}
-    return {"searches, ms": figures}
+        yield title, {f"a hundred eigenproblems of {size} rows, each given {copies} times": ms for copies, ms in each.items()}
 
 
 def _eigenproblems(copies, matrix):

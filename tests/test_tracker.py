@@ -212,6 +212,71 @@ def test_directions_that_nearly_depend_on_each_other_are_made_orthogonal_to_roun
     np.testing.assert_allclose(vectors @ vectors.T, np.eye(2), atol=100 * float(jnp.finfo(matrix.dtype).eps))
 
 
+def _random_symmetric(seed, size=60):
+    matrix = np.random.default_rng(seed).normal(size=(size, size))
+    return (matrix + matrix.T) / 2
+
+
+def _assert_eigenpairs(pairs, matrix, roundings):
+    """Values, lengths, angles and residuals as they are said to be, to so many roundings of the dtype."""
+    bound = roundings * float(jnp.finfo(pairs.values.dtype).eps)
+    truth = np.linalg.eigvalsh(matrix)
+    largest = np.abs(truth).max()
+    values, vectors, residuals = map(np.float64, pairs[:3])
+    np.testing.assert_allclose(values / largest, truth[::-1][: values.size] / largest, atol=bound)
+    np.testing.assert_allclose(vectors @ vectors.T, np.eye(values.size), atol=bound)
+    true = np.linalg.norm(vectors @ matrix - values[:, None] * vectors, axis=1)
+    np.testing.assert_allclose(true / largest, residuals, atol=bound)
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_what_cannot_be_reached_is_not_lost_again(block, precision):
+    """A thousand restarts at rounding: the directions stay orthonormal, and the values as good as they were."""
+    del precision
+    matrices = np.stack([_random_symmetric(seed) for seed in range(6)])
+    options = {"tol": 0.0, "max_matvecs": 4000, "block": block}
+    solve = jax.jit(jax.vmap(lambda a, rows: js.curvature.top_eigenpairs(lambda v: a @ v, a[0], 3, rows, **options)))
+    pairs = solve(jnp.asarray(matrices), jnp.asarray(matrices[:, :3]))
+    assert not pairs.converged.any()
+    for member, matrix in enumerate(matrices):
+        _assert_eigenpairs(jax.tree.map(lambda leaf: leaf[member], pairs), matrix, 100)  # noqa: B023
+
+
+def _jacobi(matrix, enough=1e-5):
+    """Eigenpairs by cyclic rotations in the precision of the matrix, as GPUs find them, until little is left to rotate."""
+    matrix, vectors = np.array(matrix), np.eye(len(matrix), dtype=matrix.dtype)
+    while np.linalg.norm(matrix - np.diag(np.diag(matrix))) > enough * np.linalg.norm(matrix):
+        for i, j in zip(*np.triu_indices(len(matrix), 1), strict=True):
+            if matrix[i, j] == 0:
+                continue
+            half = (matrix[j, j] - matrix[i, i]) / 2
+            slope = matrix[i, j] / (half + np.copysign(np.hypot(half, matrix[i, j]), half))
+            cosine = 1 / np.sqrt(1 + slope**2)
+            turn = cosine * np.array([[1, -slope], [slope, 1]], matrix.dtype)
+            matrix[[i, j]] = turn @ matrix[[i, j]]
+            matrix[:, [i, j]] = matrix[:, [i, j]] @ turn.T
+            vectors[:, [i, j]] = vectors[:, [i, j]] @ turn.T
+    order = np.argsort(np.diag(matrix))
+    return np.diag(matrix)[order], vectors[:, order]
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_small_eigenproblems_need_not_be_solved_to_rounding(block, monkeypatch):
+    """By Jacobi's method, stopped early, lengths and angles are ten and more roundings off: an H200 lost eigenvalues by it."""
+
+    def eigh(matrix):
+        like = jax.ShapeDtypeStruct(matrix.shape[:1], matrix.dtype), jax.ShapeDtypeStruct(matrix.shape, matrix.dtype)
+        return jax.pure_callback(_jacobi, like, matrix)
+
+    monkeypatch.setattr(searching, "eigh", eigh)
+    matrix = _random_symmetric(2)
+    with jax.enable_x64(False):
+        pairs = _solve(jnp.asarray(matrix), 3, tol=1e-3, block=block)
+    assert pairs.converged
+    assert (pairs.residuals < 1e-5).all()  # a hundredth of the tolerance, since there was no guess
+    _assert_eigenpairs(pairs, matrix, 30)
+
+
 def test_preconditioned_sharpness_is_that_of_the_scaled_dense_matrix():
     problem = digits_network(widths=(4,), count=40)
     w = problem.init(jax.random.key(0))
