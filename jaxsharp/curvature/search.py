@@ -339,10 +339,14 @@ def _apply_rows(apply, block):
 
 
 def _ritz(projected, used):
-    """Eigenpairs of the projection on the rows in use, largest first; the other rows come last, with the value −inf."""
+    """Eigenpairs of the projection on the rows in use, largest first; the other rows come last, with the value −inf.
+
+    Each points to where its largest coordinates do, so that roundings do not decide on signs: noise is added to what is found.
+    """
     projected = 0.5 * (projected + projected.T)
     below = -2 * jnp.linalg.norm(projected) - jnp.finfo(projected.dtype).tiny
     values, vectors = eigh(jnp.where(jnp.diag(~used), below, projected))
+    vectors = jnp.where(jnp.sum(vectors**3, axis=0) < 0, -vectors, vectors)
     return jnp.where(jnp.arange(values.size) < used.sum(), values[::-1], -jnp.inf), vectors[:, ::-1].T
 
 
