@@ -86,7 +86,7 @@ def top_eigenvalue_sum(
         tol = 1e-6 if template.dtype == jnp.float64 else 1e-3
     count = min(k + 1, template.size)
     constant = frozen(operator)
-    pairs = top_eigenpairs(constant, constant.like, count, jax.lax.stop_gradient(guess), tol, max_matvecs, key=key)
+    pairs = top_eigenpairs(constant, None, count, jax.lax.stop_gradient(guess), tol, max_matvecs, key=key)
     pairs = jax.lax.stop_gradient(pairs)
     vectors = jax.vmap(lambda row: jax.flatten_util.ravel_pytree(row)[0])(pairs.vectors)
     images = map_batched(product, vectors[:k], 1)

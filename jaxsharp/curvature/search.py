@@ -353,9 +353,9 @@ def _ritz(projected, used):
 def _restart(state, plan):
     """Replaces full rows by their best directions; the products follow without a new one.
 
-    What the small eigenproblem leaves at rounding adds up over restarts until a new direction is one of the old ones. Jacobi's
-    method, which GPUs use, leaves ten times as much as LAPACK. So its vectors are made orthonormal again, by a step of Newton
-    and Schulz, and the projection on them is not taken for diagonal.
+    What the small eigenproblem leaves at rounding adds up over restarts until a new direction is one of the old ones; by Jacobi's
+    method, which GPUs use, soon, since its errors of length do not cancel. So its vectors are made orthonormal again, by a step
+    of Newton and Schulz, and the projection on them is not taken for diagonal.
     """
     survives = (jnp.arange(plan.rows) < plan.kept) & ~jnp.isneginf(state.values)
     best = jnp.where(survives[:, None], state.coordinates, 0)
