@@ -70,9 +70,9 @@ def main() -> None:
         "grid, sharpness every 10": together(tracked, alone_on),
         "grid, sharpness every 10, gradient reused": together(reused, alone_on),
     }
-    spread = "grid, sharpness every 10, spread over devices"
+    bare, spread = "grid, spread over devices", "grid, sharpness every 10, spread over devices"
     if len(jax.devices()) > 1:
-        ways[spread] = together(tracked, jax.devices())
+        ways |= {bare: together(untracked, jax.devices()), spread: together(tracked, jax.devices())}
     recipes = {f"PyTorch and eigsh on {device}, sharpness every 10": recipe for device, recipe in _recipes(train, width, steps)}
     ways |= recipes
     first, seconds, results = {}, {name: [] for name in ways}, {}
@@ -112,6 +112,8 @@ def main() -> None:
         "all eigenpairs converged": bool(results["grid, sharpness every 10"].sharpness_converged.all()),
     }
     if spread in ways:
+        figures["sharpness every 10 steps / none, grid spread over devices"] = ratio(spread, bare)
+        figures["per member of the grid spread over devices / one run"] = ratio(bare, "one", 1 / members)
         figures["per member of the grid spread over devices / one run, with sharpness"] = ratio(
             spread, "one, sharpness every 10", 1 / members
         )

@@ -1,4 +1,7 @@
-"""Operators of a Problem: where a Problem meets `jaxsharp.curvature`, which knows functions only."""
+"""Operators of a Problem: where a Problem meets `jaxsharp.curvature`, which knows functions only.
+
+All are of the problem's own loss, a mean over samples, or over tokens where each has a label.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +9,8 @@ import jax.numpy as jnp
 from jaxsharp import curvature
 from jaxsharp._types import Array, Params
 from jaxsharp.curvature import Operator
-from jaxsharp.curvature.likelihood import loss_of
+from jaxsharp.curvature._batches import check_chunk, count_samples
+from jaxsharp.curvature.likelihood import count_losses, loss_of
 from jaxsharp.problems import Problem, sample_loss
 
 
@@ -23,7 +27,8 @@ def hessian(problem: Problem, params: Params, *, chunk: int | None = None, segme
         An `Operator`. Cost: see `jaxsharp.curvature.hessian_operator`.
 
     Raises:
-        ValueError: for chunks of a problem whose samples depend on each other or are not known.
+        ValueError: for chunks of a problem whose samples depend on each other or are not known, or whose loss is not one for
+            each.
 
     Example:
         >>> import jax.numpy as jnp, jaxsharp as js
@@ -33,12 +38,15 @@ def hessian(problem: Problem, params: Params, *, chunk: int | None = None, segme
     """
     if chunk is None:
         return curvature.hessian_operator(problem.loss, params, segments=segments)
+    check_chunk(chunk)
     parts = _parts(problem, params, chunk)
-    per_sample = loss_of(parts.loss)
+    losses = loss_of(parts.loss)
+    inputs, targets = parts.data
+    count_losses(losses, jax.eval_shape(parts.predict, params, inputs), targets, count_samples(parts.data))
 
     def loss(w, data):
         inputs, targets = data
-        return jnp.mean(per_sample(parts.predict(w, inputs), targets))
+        return jnp.mean(losses(parts.predict(w, inputs), targets))
 
     return curvature.hessian_operator(loss, params, parts.data, chunk=chunk, segments=segments)
 
@@ -83,7 +91,7 @@ def fisher(
     Args:
         problem: made by `jaxsharp.problems.supervised` with the loss `mse` or `cross_entropy`.
         params: the point w.
-        samples: how many targets to draw per sample; None takes the expectation exactly.
+        samples: how many draws of all targets; None takes the expectation exactly.
         key: PRNG key of the draws; a fixed one by default.
         chunk: how many samples at a time; all by default, and with batch normalization no other choice.
         segments: into how many stretches to cut the model, to evaluate them again instead of keeping them.

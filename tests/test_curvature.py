@@ -99,6 +99,9 @@ SPECTRA = {
     "huge": 1e30 * np.arange(40),
     "two parameters": np.array([1.0, 2.0]),
 }
+EXTREME = {"squares vanish": 1e-200 * np.arange(40), "squares overflow": 1e200 * np.arange(40)}
+"""For float64, as "tiny" and "huge" are for float32."""
+HARD = [*((name, precision) for name in SPECTRA for precision in ("float64", "float32")), *((n, "float64") for n in EXTREME)]
 
 
 def _matrix(spectrum, seed=0):
@@ -107,19 +110,91 @@ def _matrix(spectrum, seed=0):
     return (basis * spectrum) @ basis.T
 
 
-@jax.jit
-def _solve_two(matrix):
-    return js.curvature.top_eigenpairs(lambda v: matrix @ v, matrix[0], 2, tol=1e-7, max_matvecs=600)
+@partial(jax.jit, static_argnums=1)
+def _solve_two(matrix, tol):
+    return js.curvature.top_eigenpairs(lambda v: matrix @ v, matrix[0], 2, tol=tol, max_matvecs=600)
 
 
-@pytest.mark.parametrize("name", SPECTRA)
-def test_hard_spectra(name):
-    spectrum = SPECTRA[name]
-    pairs = _solve_two(jnp.asarray(_matrix(spectrum)))
+@pytest.mark.parametrize(("name", "precision"), HARD, indirect=["precision"])
+def test_hard_spectra(name, precision):
+    spectrum = {**SPECTRA, **EXTREME}[name]
+    tol = {"float64": 1e-7, "float32": 1e-5}[precision]
+    pairs = _solve_two(jnp.asarray(_matrix(spectrum)), tol)
     scale = np.abs(spectrum).max()
     assert pairs.converged
-    np.testing.assert_allclose(pairs.values, np.sort(spectrum)[::-1][:2], rtol=0, atol=1e-7 * scale)
+    np.testing.assert_allclose(np.asarray(pairs.values, float), np.sort(spectrum)[::-1][:2], rtol=0, atol=tol * scale)
     assert np.isfinite(flat(pairs.vectors)).all()
+
+
+def test_a_scale_is_only_a_scale(precision):
+    """The search in another power of two takes the same steps: vectors, residuals and products are equal to the bit."""
+    matrix = _matrix(np.linspace(-1, 2, 60))
+    exponent = {"float64": 600, "float32": 70}[precision]
+    solve = jax.jit(lambda m: js.curvature.top_eigenpairs(lambda v: m @ v, m[0], 2, tol=1e-3))
+    one, small, large = (solve(jnp.asarray(np.ldexp(matrix, shift), precision)) for shift in (0, -exponent, exponent))
+    for other, shift in ((small, -exponent), (large, exponent)):
+        np.testing.assert_array_equal(np.ldexp(np.asarray(other.values, float), -shift), np.asarray(one.values, float))
+        np.testing.assert_array_equal(other.vectors, one.vectors)
+        np.testing.assert_array_equal(other.onward, one.onward)
+        np.testing.assert_array_equal(other.residuals, one.residuals)
+        assert int(other.matvecs) == int(one.matvecs)
+
+
+def test_a_first_product_of_nearly_nothing_does_not_set_the_scale(precision):
+    """From a direction that the operator sends to 1e-30 of its size, a second one 1e30 times as large."""
+    del precision
+    spectrum = jnp.r_[1e-30, 3.0, 2.0, jnp.linspace(-1, 1, 37)].astype(float)
+    guess = jnp.eye(3, 40, dtype=spectrum.dtype)[:1]
+    pairs = jax.jit(lambda s: js.curvature.top_eigenpairs(lambda v: s * v, s, 1, guess, tol=1e-4, noise=0.1))(spectrum)
+    assert pairs.converged
+    np.testing.assert_allclose(pairs.values, [3.0], rtol=1e-6)
+
+
+REFUSED = {
+    "whole numbers": (lambda: ({"a": jnp.ones(2), "b": jnp.ones(2, int)}, lambda v: v), "floating-point numbers, got int"),
+    "complex numbers": (lambda: (jnp.ones(2, complex), lambda v: v), "got complex"),
+    "half precision": (lambda: (jnp.ones(2, jnp.bfloat16), lambda v: v), "float32 or float64, got bfloat16"),
+    "nothing": (lambda: ({}, lambda v: v), "like has no entries"),
+    "another length": (lambda: (jnp.ones(3), lambda v: v[:2]), r"array \(3,\) float.*returns array \(2,\)"),
+    "another precision": (lambda: (jnp.ones(3, jnp.float32), lambda v: v.astype(float)), "float32, but returns array .* float64"),
+    "another tree": (lambda: ({"a": jnp.ones(2)}, lambda v: {"b": v["a"]}), r"\['a'\] .* returns \['b'\]"),
+    "as large a tree": (
+        lambda: ({"a": jnp.ones(2), "b": jnp.ones(3)}, lambda v: {"a": v["b"], "b": v["a"]}),
+        r"\['a'\] \(2,\) .* returns \['a'\] \(3,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_operator_on_real_vectors_is_refused(name):
+    make, words = REFUSED[name]
+    like, product = make()
+    with pytest.raises(ValueError, match=words):
+        js.curvature.top_eigenpairs(product, like)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"k": 0}, "k >= 1"),
+        ({"which": "top"}, "largest"),
+        ({"guards": -1}, "guards"),
+        ({"tol": -1.0}, "tol must be 0 or more"),
+        ({"tol": float("nan")}, "tol must be 0 or more, got nan"),
+        ({"max_matvecs": 3, "k": 2}, "at least 4"),
+        ({"chunk": 0}, "chunk"),
+    ],
+)
+def test_a_tracker_of_settings_that_make_no_sense_is_refused_when_it_is_made(settings, words):
+    with pytest.raises(ValueError, match=words):
+        js.curvature.EigenTracker(**settings)
+
+
+def test_more_pairs_than_parameters_are_refused_before_a_run():
+    with pytest.raises(ValueError, match=r"k=5 eigenpairs .* 3 parameters"):
+        js.curvature.EigenTracker(k=5).init(jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"k=5 eigenpairs .* 2 parameters"):
+        js.simulate(js.problems.valley(), js.optimizers.gd(0.1), steps=2, probes=[js.probes.sharpness(k=5)])
 
 
 def test_residuals_are_what_they_say(precision):

@@ -1,4 +1,4 @@
-"""Derivatives of sharpness, sums of eigenvalues and traces against finite differences of dense float64 eigenvalues."""
+"""Derivatives of sharpness, sums of eigenvalues and traces against dense float64 eigenvalues and their perturbation."""
 
 from functools import partial
 
@@ -256,6 +256,190 @@ def test_derivatives_in_float32():
     np.testing.assert_allclose(gradient, exact, atol=tolerance(np.float32, 10, 0.5) * np.abs(exact).max())
 
 
+def sharpness(w, matrix, **options):
+    return js.curvature.sharpness(lambda w: loss(w, matrix), w, **options)
+
+
+def dense_second(w, matrix):
+    """∂ₐ∂_b λ1 = 2 Σⱼ (v1ᵀ Tₐ vⱼ) (v1ᵀ T_b vⱼ) / (λ1 − λⱼ), since the Hessian is linear in w."""
+    values, vectors = np.linalg.eigh(matrix + TENSOR @ np.asarray(w, np.float64))
+    turns = np.einsum("ijk,i,jl->kl", TENSOR, vectors[:, -1], vectors[:, :-1])
+    return 2 * (turns / (values[-1] - values[:-1])) @ turns.T
+
+
+@pytest.mark.parametrize(
+    "nested",
+    [
+        jax.hessian,
+        lambda f: jax.jacrev(jax.jacrev(f)),
+        lambda f: jax.jacfwd(jax.jit(jax.grad(jax.jit(f)))),
+    ],
+    ids=["forward over reverse", "reverse over reverse", "of what was compiled"],
+)
+def test_second_derivatives_of_sharpness_follow_the_eigenvector(nested):
+    points = jnp.asarray(0.01 * np.random.default_rng(2).normal(size=(2, SIZE)))
+    seconds = jax.jit(jax.vmap(nested(lambda w: sharpness(w, jnp.asarray(SIMPLE), tol=1e-10))))(points)
+    for w, second in zip(points, seconds, strict=True):
+        exact = dense_second(w, SIMPLE)
+        np.testing.assert_allclose(second, exact, atol=1e-9 * np.abs(exact).max())
+
+
+def test_so_do_third_derivatives():
+    w, along = jnp.full(SIZE, 0.01), np.random.default_rng(7).normal(size=SIZE)
+    gradient = jax.grad(lambda w: sharpness(w, jnp.asarray(SIMPLE), tol=1e-10))
+
+    def second(w):
+        return jax.jvp(gradient, (w,), (along,))[1]
+
+    third = jax.jit(lambda w: jax.jvp(second, (w,), (along,))[1])(w)
+    step = 1e-5
+    exact = (dense_second(w + step * along, SIMPLE) - dense_second(w - step * along, SIMPLE)) @ along / (2 * step)
+    np.testing.assert_allclose(third, exact, atol=1e-7 * np.abs(exact).max())
+
+
+@jax.jit
+def second_along(w, matrix, tol):
+    return jax.jvp(jax.grad(lambda w: sharpness(w, matrix, tol=tol)), (w,), (jnp.ones_like(w),))[1]
+
+
+@pytest.mark.parametrize("gap", [1.0, 1e-2, 1e-4, 1e-6, 1e-8, 1e-10, 0.0])
+def test_a_second_derivative_is_right_or_nan_as_the_gap_closes(gap, precision):
+    dtype = jnp.result_type(float)
+    matrix = base(np.r_[5.0 + gap, 5.0, 3.0, np.linspace(1, -1, SIZE - 3)])
+    tol = 1e-6 if precision == "float64" else 1e-3
+    found = np.asarray(second_along(jnp.zeros(SIZE, dtype), jnp.asarray(matrix, dtype), tol))
+    assert found.dtype == dtype
+    if gap < (1e-7 if precision == "float64" else 1e-3):
+        assert np.isnan(found).all()
+        return
+    exact = dense_second(np.zeros(SIZE), matrix).sum(axis=1)
+    np.testing.assert_allclose(found, exact, atol=tolerance(dtype, 1e2 if precision == "float64" else 3) * np.abs(exact).max())
+
+
+def test_so_it_is_where_the_tolerance_leaves_the_eigenvector_open():
+    for gap, known in ((0.1, True), (1e-4, False)):
+        matrix = base(np.r_[5.0 + gap, 5.0, 3.0, np.linspace(1, -1, SIZE - 3)])
+        found = np.asarray(second_along(jnp.zeros(SIZE), jnp.asarray(matrix), 3e-2))
+        exact = dense_second(np.zeros(SIZE), matrix).sum(axis=1)
+        np.testing.assert_allclose(found, exact if known else np.nan, atol=1e-2 * np.abs(exact).max())
+
+
+def test_derivatives_in_what_the_loss_closes_over_and_through_a_flow():
+    index = jnp.array([2, 0, 1])  # of whole numbers, which have no derivative
+
+    def quartic(w, scale, index):
+        return scale * jnp.sum(w**4) + w[index[2]] * w[0] ** 2 + jnp.sum(w * w[index]) ** 2
+
+    def found(w, scale, index):
+        return js.curvature.log_sharpness(lambda w: quartic(w, scale, index), w, tol=1e-10)
+
+    def exact(w, scale, index):
+        return jnp.log(jnp.linalg.eigvalsh(jax.hessian(quartic)(w, scale, index))[-1])
+
+    def moved(w, scale, index, quantity):
+        return jax.lax.scan(lambda w, _: (w - 0.1 * jax.grad(quantity)(w, scale, index), None), w, length=2)[0]
+
+    w = jnp.array([1.0, 2.0, 0.5])
+    for derivative in (jax.jacfwd, jax.jacrev):
+        of_flow = jax.jit(derivative(moved, argnums=(0, 1)), static_argnums=3)
+        one, other = of_flow(w, 2.0, index, jax.jit(found)), of_flow(w, 2.0, index, exact)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9), one, other)
+
+
+def test_second_derivative_of_log_sharpness_on_a_network(network):
+    problem, w = network
+    vector, unravel = ravel_pytree(w)
+    direction = jnp.asarray(np.random.default_rng(4).normal(size=vector.size)) / 5
+
+    def logarithm(x):
+        return js.curvature.log_sharpness(problem.loss, unravel(x), tol=1e-10)
+
+    found = jax.jit(lambda x: jax.jvp(jax.grad(logarithm), (x,), (direction,))[1])(vector)
+    hessian = jax.jit(jax.hessian(lambda x: problem.loss(unravel(x))))
+    slope = jax.jit(jax.grad(lambda x: jnp.log(jnp.linalg.eigvalsh(jax.hessian(lambda x: problem.loss(unravel(x)))(x))[-1])))
+    assert np.diff(np.linalg.eigvalsh(hessian(vector)))[-1] > 0.01
+    step = 1e-5
+    exact = (slope(vector + step * direction) - slope(vector - step * direction)) / (2 * step)
+    np.testing.assert_allclose(found, exact, atol=1e-6 * np.abs(exact).max())
+
+
+@partial(jax.jit, static_argnames="max_matvecs")
+def strict(w, matrix, guess=None, max_matvecs=200):
+    return jax.value_and_grad(lambda w: sharpness(w, matrix, guess=guess, max_matvecs=max_matvecs, strict=True))(w)
+
+
+def test_strict_sharpness_is_nan_where_it_is_not_known():
+    w = jnp.full(SIZE, 0.01)
+    exact = differences(lambda w: dense_sum(w, SIMPLE, 1), np.asarray(w))
+    guess = jnp.ones((1, SIZE))
+    value, gradient = strict(w, jnp.asarray(SIMPLE), guess)
+    np.testing.assert_allclose(value, dense_sum(w, SIMPLE, 1), rtol=1e-11)
+    np.testing.assert_allclose(gradient, exact, atol=1e-5 * np.abs(exact).max())
+    value, gradient = strict(w, jnp.asarray(SIMPLE), guess, max_matvecs=5)  # neither is known
+    assert np.isnan(value)
+    assert np.isnan(gradient).all()
+    value, gradient = strict(jnp.zeros(SIZE), jnp.asarray(CROSSING), guess)  # the value is
+    np.testing.assert_allclose(value, 5, rtol=1e-9)
+    assert np.isnan(gradient).all()
+    one = jnp.array(2.0)  # a single eigenvalue has no gap
+    assert float(js.curvature.sharpness(lambda w: w**4, one, guess=jnp.ones(2), strict=True)) == pytest.approx(48)
+    assert float(jax.grad(lambda w: js.curvature.log_sharpness(lambda w: w**4, w, strict=True))(one)) == pytest.approx(1)
+
+
+def test_a_second_derivative_through_strict_sharpness():
+    w = jnp.full(SIZE, 0.01)
+    along = jax.jit(lambda w, m: jax.jvp(lambda w: strict(w, m, jnp.eye(SIZE)[:2])[1], (w,), (jnp.ones_like(w),))[1])
+    exact = dense_second(w, SIMPLE).sum(axis=1)
+    np.testing.assert_allclose(along(w, jnp.asarray(SIMPLE)), exact, atol=1e-5 * np.abs(exact).max())
+    assert np.isnan(along(jnp.zeros(SIZE), jnp.asarray(CROSSING))).all()
+
+
+def test_parameters_may_be_numbers():
+    assert float(js.curvature.sharpness(lambda w: w**4, 2.0)) == pytest.approx(48)
+    assert float(jax.hessian(lambda w: js.curvature.sharpness(lambda w: w["a"] ** 4, {"a": w}))(2.0)) == pytest.approx(24)
+    assert float(js.curvature.frozen_eigenpairs(lambda w: w**4, 2.0).values[0]) == pytest.approx(48)
+
+
+@pytest.mark.parametrize("method", ["hutchinson", "xtrace"])
+def test_the_error_of_a_trace_has_a_derivative_where_it_is_zero(method):
+    # every estimate of a multiple of the identity is alike, and all numbers here are powers of two
+    def error(scale):
+        return js.curvature.trace(lambda v: scale * v, jnp.zeros(64), method=method, max_matvecs=8).standard_error
+
+    for scale in (0.0, 2.0) if method == "hutchinson" else (0.0,):
+        value, slope = jax.jit(jax.value_and_grad(error))(scale)
+        assert value == 0
+        np.testing.assert_allclose(slope, 0, atol=1e-11)
+
+
 def test_misuse_names_the_argument():
     with pytest.raises(ValueError, match="k=4"):
         js.curvature.top_eigenvalue_sum(lambda v: v, jnp.ones(3), 4)
+    with pytest.raises(ValueError, match=r"params must be floating.*got int"):
+        js.curvature.sharpness(lambda w: w**4, 2)
+    with pytest.raises(ValueError, match="params has no entries"):
+        js.curvature.log_sharpness(lambda w: 0.0, {})
+    with pytest.raises(ValueError, match=r"max_matvecs=3 .* at least 4"):
+        js.curvature.sharpness(lambda w: jnp.sum(w**4), jnp.ones(3), max_matvecs=3, strict=True)
+
+
+def test_a_sum_is_reliable_at_any_scale_and_never_without_a_value(precision):
+    """In float32 squares of 1e-30 vanish and of 1e30 overflow; of all eigenvalues there is no next one to be confused with."""
+    del precision
+    spectrum = jnp.r_[3.0, 2.0, jnp.linspace(-1, 1, 28)].astype(float)
+
+    @jax.jit
+    def total(scale):
+        found = js.curvature.top_eigenvalue_sum(lambda v: scale * (spectrum * v), spectrum, 2)
+        return found.value, found
+
+    for scale in (1.0, 1e-30, 1e30):
+        (value, found), slope = jax.value_and_grad(total, has_aux=True)(jnp.asarray(scale, spectrum.dtype))
+        np.testing.assert_allclose((np.float64(value) / scale, np.float64(found.gap) / scale, slope), (5, 1, 5), rtol=2e-5)
+        assert found.reliable
+    for k in (2, 30):
+        lost = jax.jit(lambda nothing, k=k: js.curvature.top_eigenvalue_sum(lambda v: nothing * v, spectrum, k))(jnp.nan)
+        assert not lost.reliable
+        assert np.isnan(lost.angle)
+    with pytest.raises(ValueError, match="k=1 eigenvalues and the next; give at least 4"):
+        js.curvature.top_eigenvalue_sum(lambda v: v, spectrum, 1, max_matvecs=3)

@@ -135,6 +135,23 @@ def test_calls_loops_and_what_is_not_linear_come_out_equal():
         np.testing.assert_allclose(mine, other, rtol=1e-12)
 
 
+def test_whole_numbers_are_not_folded():
+    """A quotient of whole numbers is none of real ones, and −1 is no unsigned number."""
+    first, second = jnp.arange(6.0) + 1, jnp.arange(6.0) + 2
+
+    def program(x):
+        thirds = jax.lax.div(jnp.arange(6), 3)
+        unsigned = jnp.arange(6, dtype=jnp.uint32)
+        sums = jax.ops.segment_sum(x, thirds, 2)
+        return first * (second * (thirds.astype(x.dtype) * x)), (3 * unsigned - unsigned).astype(x.dtype) * x, sums
+
+    x = jnp.linspace(1, 2, 6)
+    factors, apply = folded(jax.make_jaxpr(program)(x))
+    assert _elementwise(apply, factors, (x,), (6,)) < _elementwise(lambda _, x: program(x), None, (x,), (6,))  # some was folded
+    for mine, other in zip(apply(factors, x), program(x), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-12)
+
+
 def _chains():
     number = st.integers(-3, 3).filter(bool)
     leaf = st.sampled_from(["x", "y"])

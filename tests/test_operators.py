@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 from support import count_compilations, dense_hessian, flat, tolerance
 
@@ -361,6 +362,238 @@ def test_empirical_fisher_through_batch_normalization(supervised):
             maker(problem, params, chunk=4)
 
 
+class Reader(nn.Module):
+    """A language model in a line: every position sees the tokens up to it."""
+
+    vocabulary: int
+    outputs: int
+
+    @nn.compact
+    def __call__(self, tokens):
+        read = jnp.cumsum(nn.Embed(self.vocabulary, 3, param_dtype=float)(tokens), axis=1)
+        return nn.Dense(self.outputs, param_dtype=float)(jnp.tanh(read))
+
+
+@cache
+def sequences():
+    """Five sequences of 4 tokens with labels for the last 3; the model, its parameters, its outputs and their Jacobian, dense."""
+    rng = np.random.default_rng(8)
+    tokens, labels = rng.integers(0, 4, (5, 4)), rng.integers(0, 3, (5, 3))
+    model = Reader(vocabulary=4, outputs=3)
+    params = jax.jit(model.init)(jax.random.key(2), jnp.asarray(tokens))["params"]
+    vector, unravel = ravel_pytree(params)
+
+    def outputs(w):
+        return model.apply({"params": unravel(w)}, jnp.asarray(tokens))[:, 1:]
+
+    values, derivative = jax.jit(lambda w: (outputs(w), jax.jacrev(outputs)(w)))(vector)
+    return model, (tokens, labels), params, (np.asarray(values).reshape(15, 3), np.asarray(derivative).reshape(15, 3, -1))
+
+
+@cache
+def token_problem(loss):
+    model, data, _, _ = sequences()
+    return js.problems.supervised(model, data, loss=loss)
+
+
+def token_scores(loss, labels):
+    """∇ℓ in the outputs of each of the 15 tokens, (15, c)."""
+    outputs = sequences()[3][0]
+    predictions = softmax(outputs) if loss == "cross_entropy" else outputs
+    return predictions - (labels.reshape(15, 3) if labels.dtype.kind == "f" else np.eye(3)[labels.ravel()])
+
+
+def mean_square(scores):
+    """The mean of g gᵀ over tokens, for their scores (15, c)."""
+    gradients = np.einsum("tcd,tc->td", sequences()[3][1], scores)
+    return gradients.T @ gradients / 15
+
+
+def dense_of_tokens(kind, loss):
+    _, (_, labels), params, (outputs, derivative) = sequences()
+    if kind == "hessian":
+        return dense_hessian(token_problem(loss).loss, params)
+    if kind == "empirical_fisher":
+        return mean_square(token_scores(loss, labels))
+    if loss == "mse":
+        return np.einsum("tci,tcj->ij", derivative, derivative) / 15
+    weights = np.sqrt(softmax(outputs))
+    return sum(mean_square(token_scores(loss, np.full(15, c)) * weights[:, c : c + 1]) for c in range(3))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("kind", ["hessian", "gauss_newton", "fisher", "empirical_fisher"])
+def test_operators_of_tokens_are_those_of_the_mean_over_all_tokens(kind, loss):
+    params = sequences()[2]
+    make = js.operators.BY_NAME[kind]
+
+    @jax.jit
+    def run(params, rows):
+        return [products(make(token_problem(loss), params, chunk=chunk), rows) for chunk in (None, 2)]
+
+    exact = dense_of_tokens(kind, loss)
+    rows = np.random.default_rng(9).normal(size=(3, len(exact)))
+    for result in run(params, rows):
+        np.testing.assert_allclose(result, rows @ exact, rtol=0, atol=1e-12 * np.abs(rows @ exact).max())
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_sampled_fisher_of_tokens_is_the_mean_over_all_scores(loss):
+    problem, params, key = token_problem(loss), sequences()[2], jax.random.key(4)
+
+    @jax.jit
+    def run(params, rows):
+        parts = js.problems.sample_loss(problem, params)
+        made = [js.operators.fisher(problem, params, samples=2, key=key, chunk=chunk) for chunk in (None, 2)]
+        labels = js.curvature.draw_targets(parts.predict, loss, params, parts.data[0], samples=2, key=key)
+        return labels, [products(operator, rows) for operator in made]
+
+    rows = np.random.default_rng(9).normal(size=(3, ravel_pytree(params)[0].size))
+    labels, results = run(params, rows)
+    assert labels.shape[:3] == (5, 2, 3)
+    exact = rows @ sum(mean_square(token_scores(loss, np.asarray(labels)[:, s])) / 2 for s in range(2))
+    for result in results:
+        np.testing.assert_allclose(result, exact, rtol=0, atol=1e-12 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_squared_gradients_of_tokens_are_the_diagonals_of_their_operators(loss):
+    problem, params = token_problem(loss), sequences()[2]
+    parts = js.problems.sample_loss(problem, params)
+
+    @jax.jit
+    def run(params):
+        squares = [js.curvature.sample_squared_gradients(*given(params), chunk=chunk) for chunk in (None, 2)]
+        return squares, js.curvature.fisher_diagonal(*given(params), samples=300, chunk=2)
+
+    def given(params):
+        return parts.predict, parts.loss, params, parts.data
+
+    squares, drawn = run(params)
+    exact = np.diag(dense_of_tokens("empirical_fisher", loss))
+    for square in squares:
+        np.testing.assert_allclose(flat(square), exact, rtol=1e-10, atol=1e-14 * exact.max())
+    exact = np.diag(dense_of_tokens("fisher", loss))
+    errors = (flat(drawn.value) - exact) / flat(drawn.standard_error)
+    assert np.abs(errors).max() < 5
+    assert 0.5 < np.sqrt((errors**2).mean()) < 1.6
+
+
+def test_a_function_may_return_a_loss_for_each_target():
+    params, inputs, targets = network()
+    data = inputs, jnp.stack([targets["cross_entropy"], (targets["cross_entropy"] + 1) % CLASSES], axis=1)
+
+    def losses(outputs, targets):  # log cosh of the distance of every output to each of two targets
+        wanted = jax.nn.one_hot(targets, CLASSES, dtype=outputs.dtype)
+        return jnp.sum(jnp.log(jnp.cosh(outputs[:, None] - wanted)), axis=-1)
+
+    rows = vectors()
+
+    @jax.jit
+    def run(params):
+        makers = js.curvature.gauss_newton_operator, js.curvature.empirical_fisher_operator
+        return [[products(make(predict, losses, params, data, chunk=c), rows) for c in (None, CHUNK)] for make in makers]
+
+    outputs, derivative = jacobian()
+    distances = outputs[:, None] - np.eye(CLASSES)[np.asarray(data[1])]  # (n, 2, c)
+    curvature = np.einsum("nci,ntc,ncj->ij", derivative, np.cosh(distances) ** -2, derivative) / (2 * SAMPLES)
+    gradients = np.einsum("nci,ntc->nti", derivative, np.tanh(distances)).reshape(2 * SAMPLES, -1)
+    for results, exact in zip(run(params), (curvature, gradients.T @ gradients / (2 * SAMPLES)), strict=True):
+        for result in results:
+            np.testing.assert_allclose(result, np.asarray(rows) @ exact, atol=1e-12)
+
+
+ON_TARGETS = {
+    "gauss_newton_operator": {},
+    "gauss_newton_operator, chunks": {"chunk": 2},
+    "gauss_newton_operator, segments": {"segments": 2},
+    "empirical_fisher_operator": {},
+    "sample_squared_gradients": {},
+}
+WITHOUT_TARGETS = {"fisher_operator": {}, "fisher_operator, samples": {"samples": 2}, "fisher_diagonal": {}}
+WIDE, TALL, ROWS = np.ones((6, 1)), np.ones(6), np.ones((6, 3))
+
+
+def refused(name, predict, loss, data, match):
+    options = {**ON_TARGETS, **WITHOUT_TARGETS}[name]
+    method = getattr(js.curvature, name.split(",")[0])
+    for call in (jax.jit, lambda function: function):  # shapes are known to a compilation too
+        with pytest.raises(ValueError, match=match):
+            call(lambda w, data: method(predict, loss, w, data, **options))(jnp.ones(3), data)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", ON_TARGETS)
+def test_targets_and_losses_that_would_broadcast_are_refused(name):
+    def column(w, x):
+        return (x @ w)[:, None]
+
+    def logits(w, x):
+        return x[:, :, None] * w[None, None, :]  # (6, 3, 3)
+
+    refused(name, column, "mse", (ROWS, TALL), "targets of the outputs' shape")
+    refused(name, lambda w, x: x @ w, "mse", (ROWS, WIDE), "targets of the outputs' shape")
+    refused(name, lambda w, x: x * w[None], "cross_entropy", (ROWS, np.zeros((6, 1), int)), "integer labels of shape")
+    refused(name, logits, "cross_entropy", (ROWS, np.zeros((6, 1), int)), "integer labels of shape")
+    refused(name, lambda w, x: x * w[None], "cross_entropy", (ROWS, TALL), "integer labels of shape")
+    refused(name, lambda w, x: x @ w, "cross_entropy", (ROWS, np.zeros(6, int)), "outputs of shape .n, ..., classes")
+    for scalar in (lambda f, y: jnp.mean((f - y) ** 2), lambda f, y: jnp.sum((f - y) ** 2, axis=0)):
+        refused(name, column, scalar, (ROWS, WIDE), "one number for each of 6 samples")
+    with jax.numpy_rank_promotion("allow"):
+        refused(name, column, lambda f, y: (f - y) ** 2, (ROWS, TALL), "take each sample alone")
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", [*ON_TARGETS, *WITHOUT_TARGETS])
+def test_outputs_without_a_row_for_each_sample_are_refused(name):
+    refused(name, lambda w, x: jnp.sum(x @ w), "mse", (ROWS, TALL), "a row for each of 6 samples")
+    refused(name, lambda w, x: (x @ w)[:4], "mse", (ROWS, TALL), "a row for each of 6 samples")
+    refused(name, lambda w, x: (x @ w, w), "mse", (ROWS, TALL), "a row for each of 6 samples")
+    refused(name, lambda w, x: x @ w, "mse", (ROWS[:0], TALL[:0]), "no samples")
+    if name in WITHOUT_TARGETS:
+        refused(name, lambda w, x: x @ w, "cross_entropy", (ROWS, np.zeros(6, int)), "outputs of shape .n, ..., classes")
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", ON_TARGETS)
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_labels_without_an_output_are_refused_where_they_are_known(name, wrong):
+    labels = jnp.asarray([0, 1, 2, 0, 1, wrong])
+    method, options = getattr(js.curvature, name.split(",")[0]), ON_TARGETS[name]
+
+    def make(w, labels):
+        return method(lambda w, x: x * w[None], "cross_entropy", w, (jnp.asarray(ROWS), labels), **options)
+
+    for call, w in ((make, jnp.ones(3)), (jax.jit(lambda w, _: make(w, labels)), jnp.ones(3))):
+        with pytest.raises(ValueError, match="labels from 0 to 2"):
+            call(w, labels)
+    with pytest.raises(ValueError, match="labels from 0 to 2"):
+        jax.vmap(lambda w: make(w, labels))(jnp.ones((2, 3)))
+    jax.jit(make)(jnp.ones(3), labels)  # not known
+
+
+@pytest.mark.smoke
+def test_chunks_of_a_hessian_need_a_loss_for_each_sample():
+    data = np.ones((6, 2)), np.zeros(6, int)
+
+    def make(loss, outputs=3, samples=6):
+        problem = js.problems.supervised(js.models.MLP(widths=(), outputs=outputs), data, loss=loss)
+        return js.operators.hessian(problem.take(jnp.arange(samples)), problem.init(jax.random.key(0)), chunk=2)
+
+    with pytest.raises(ValueError, match="one number for each of 6 samples"):
+        make(lambda f, y: jnp.mean(f))
+    with pytest.raises(ValueError, match="no samples"):
+        make("cross_entropy", samples=0)
+    with pytest.raises(ValueError, match="chunk must be"):
+        js.operators.hessian(js.problems.valley(), {"u": jnp.ones(()), "v": jnp.ones(())}, chunk=0)
+    data = np.ones((6, 2)), np.arange(6)
+    with pytest.raises(ValueError, match="labels from 0 to 2"):
+        make("cross_entropy")
+    empty = js.curvature.hessian_operator(lambda w, x: jnp.sum(x @ w), jnp.ones(2), jnp.ones((0, 2)), chunk=2)
+    with pytest.raises(ValueError, match="no samples"):
+        empty(jnp.ones(2))
+
+
 def test_misuse_names_the_argument():
     params, inputs, targets = network()
     data = inputs, targets["cross_entropy"]
@@ -372,6 +605,11 @@ def test_misuse_names_the_argument():
         js.curvature.gauss_newton_operator(predict, "mse", params, (inputs, targets["mse"][:5]))
     with pytest.raises(ValueError, match="names none"):
         js.curvature.fisher_operator(predict, log_cosh, params, data)
+    for make in (js.curvature.gauss_newton_operator, js.curvature.empirical_fisher_operator):
+        for wrong in ("foo", None):
+            with pytest.raises(ValueError, match=r"is unknown; use one of mse, cross_entropy, a function") as error:
+                make(predict, wrong, params, data)
+            assert "Fisher" not in str(error.value)
     with pytest.raises(ValueError, match="no closed form"):
         js.curvature.fisher_operator(predict, js.curvature.Likelihood(log_cosh, lambda key, f: f), params, data)
     with pytest.raises(ValueError, match="samples must be"):

@@ -237,6 +237,42 @@ def test_density_has_integral_one_on_its_own_grid_in_float32():
     assert -1.5 < spectrum.grid[0] < -1 < 2 < spectrum.grid[-1] < 2.5
 
 
+@pytest.mark.parametrize("spectrum", [[-3.0], [2.0, -1.0], [5.0, 2.0, -1.0]], ids=len)
+def test_density_of_few_parameters_is_exact_in_every_moment(spectrum):
+    dense = jnp.asarray(matrix(spectrum))
+    run = jax.jit(lambda m: js.curvature.spectral_density(lambda v: m @ v, m[0], samples=2000, steps=3, moments=7))
+    found = run(dense)
+    powers = np.array([np.mean(np.power(spectrum, k)) for k in range(1, 8)])
+    # with as many steps as parameters each vector's own moments are exact, so those of one vector are zᵀ Aᵏ z / D
+    scores = (np.asarray(found.moments) - powers) / (np.asarray(found.moments_error) + 1e-10)
+    assert np.abs(scores).max() < 4
+    signs = np.stack([np.ones(len(spectrum)), np.r_[-1.0, np.ones(len(spectrum) - 1)]])
+    nodes, weights = jax.vmap(lambda z: quadrature(lambda v: dense @ v, z, len(spectrum)))(signs / len(spectrum) ** 0.5)
+    for k in range(1, 8):
+        exact = np.einsum("si,ij,sj->s", signs, np.linalg.matrix_power(dense, k), signs) / len(spectrum)
+        np.testing.assert_allclose((weights * nodes**k).sum(axis=1), exact, rtol=1e-12)
+
+
+def test_density_of_few_parameters_in_a_run():
+    ds = js.simulate(js.problems.valley(), js.optimizers.gd(0.1), steps=4, probes=["spectral_density"], every=2)
+    assert ds.sizes["moment"] == 4
+    assert np.isfinite(ds.spectral_density).all()
+    np.testing.assert_allclose(np.trapezoid(ds.spectral_density, ds.spectral_density_at), 1, rtol=1e-3)
+
+
+def test_moments_beyond_the_range_are_infinite_and_not_nan():
+    with jax.enable_x64(False):
+        product = lambda v: 1e20 * jnp.array([1.0, -0.5] * 20, jnp.float32) * v  # noqa: E731
+        found = jax.jit(lambda: js.curvature.spectral_density(product, jnp.zeros(40, jnp.float32), samples=3))()
+        alone = jax.jit(lambda scale: js.curvature.spectral_density(lambda v: scale * v, jnp.zeros(1, jnp.float32), samples=2))
+        none, large = alone(jnp.float32(0)), alone(jnp.float32(-(2.0**100)))
+    np.testing.assert_allclose(found.moments, [0.25e20, np.inf, np.inf, np.inf], rtol=1e-5)
+    assert not np.isnan(found.moments_error).any()
+    assert (np.asarray(none.moments) == 0).all()
+    np.testing.assert_array_equal(large.moments, [-(2.0**100), np.inf, -np.inf, np.inf])
+    np.testing.assert_array_equal(large.moments_error, 0)
+
+
 @jax.jit
 def gauss(matrix, start):
     return quadrature(lambda v: matrix @ v, start, 12)
@@ -310,6 +346,40 @@ def test_probes_are_labelled_and_right():
     assert int(total["trace_products"]) == 24
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 0.0}, "width=0.0 must be a positive"),
+        ({"width": -1}, "width=-1 must be a positive"),
+        ({"width": np.inf}, "width=inf must be a positive"),
+        ({"width": np.ones(2)}, "width=.* must be a positive number"),
+        ({"grid": 1.0}, r"grid must be a list .* got shape \(\)"),
+        ({"grid": ()}, r"grid must be a list .* got shape \(0,\)"),
+        ({"points": 1}, "points=1 make no grid; give at least 2"),
+        ({"moments": -1}, "moments=-1 is negative"),
+        ({"steps": 0}, "steps=0"),
+    ],
+)
+def test_a_density_that_makes_no_sense_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        js.curvature.spectral_density(lambda v: v, jnp.ones(50), **options)
+    with pytest.raises(ValueError, match=message):
+        js.probes.spectral_density(**options)
+
+
+def test_a_traced_width_that_is_not_positive_gives_nan():
+    @jax.jit
+    def density(width):
+        return js.curvature.spectral_density(lambda v: v, jnp.ones(50), steps=3, width=width)
+
+    for width in (0.0, -1.0, np.nan):
+        found = density(width)
+        assert np.isnan(found.density).all()
+        np.testing.assert_allclose(found.moments, 1, rtol=1e-12)
+    with pytest.raises(ValueError, match="width=-1"):
+        js.curvature.smoothed_density(found.nodes, found.weights, jnp.ones(3), jnp.array(-1.0))
+
+
 def test_misuse_names_the_argument():
     like, product = jnp.ones(50), lambda v: v
     with pytest.raises(ValueError, match="method='best'"):
@@ -322,6 +392,9 @@ def test_misuse_names_the_argument():
         js.curvature.spectral_density(product, like, samples=1)
     with pytest.raises(ValueError, match="moments=4"):
         js.curvature.spectral_density(product, like, steps=2)
+    for function in (js.curvature.trace, js.curvature.spectral_density):
+        with pytest.raises(ValueError, match="at least one parameter"):
+            function(product, {})
     with pytest.raises(ValueError, match="batch must be"):
         js.curvature.trace(product, like, batch=0)
     with pytest.raises(ValueError, match="operator='hessien'"):

@@ -317,6 +317,39 @@ def test_a_budget_is_kept_in_chunks_too():
     assert int(pairs.matvecs) <= 30
 
 
+@pytest.mark.parametrize("chunk", [3, None])
+def test_a_pair_without_a_value_is_not_a_converged_one(chunk):
+    """The first pairs of a cluster would take all of the products; the others get two each, and a NaN operator gives no value."""
+    basis = _basis(50)
+    matrix = jnp.asarray((basis * np.r_[3 + 1e-3 * np.arange(10), np.linspace(-1, 1, 40)]) @ basis.T)
+    tracker = EigenTracker(k=8, chunk=chunk, max_matvecs=16)
+    measure = jax.jit(lambda memory, matrix: tracker.measure(lambda v: matrix @ v, memory))
+    memory = tracker.init(matrix[0])
+    for index in range(4):
+        memory, pairs = measure(memory, matrix)
+        assert int(pairs.matvecs) <= 16
+        vectors, values = np.asarray(pairs.vectors), np.asarray(pairs.values)
+        residuals = np.linalg.norm(vectors @ np.asarray(matrix) - values[:, None] * vectors, axis=1)
+        np.testing.assert_allclose(pairs.residuals, residuals / 3, rtol=0.1, atol=1e-9)  # by the largest found, near 3
+        assert bool(pairs.converged) == (np.asarray(pairs.residuals) <= 1e-2).all()
+        assert index > 0 or not pairs.converged  # from random directions
+    nothing = _solve(jnp.full_like(matrix, jnp.nan), 8, chunk=chunk, max_matvecs=40)
+    assert np.isnan(nothing.values).all()
+    assert not nothing.converged
+
+
+def test_residuals_in_chunks_are_relative_to_the_largest_eigenvalue_of_all():
+    """Of a matrix of rank 4 the last four of eight values are 0, whose piece alone would have no scale."""
+    basis = _basis(30)
+    matrix = jnp.asarray((basis * np.r_[4.0, 3.0, 2.0, 1.0, np.zeros(26)]) @ basis.T)
+    pairs = _solve(matrix, 8, chunk=2, max_matvecs=100)
+    assert pairs.converged
+    np.testing.assert_allclose(pairs.values, [4, 3, 2, 1, 0, 0, 0, 0], atol=1e-10)
+    vectors = np.asarray(pairs.vectors)
+    residuals = np.linalg.norm(vectors @ np.asarray(matrix) - np.asarray(pairs.values)[:, None] * vectors, axis=1)
+    np.testing.assert_allclose(pairs.residuals, residuals / 4, atol=1e-12)
+
+
 @jax.jit
 def _dense(problem, w):
     flat, unravel = jax.flatten_util.ravel_pytree(w)

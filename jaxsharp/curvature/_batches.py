@@ -27,11 +27,14 @@ def map_batched(function, xs: PyTree, batch: int | None):
 
 
 def count_samples(data: PyTree) -> int:
-    """Returns the length of the leading axis that all leaves share."""
+    """Returns the length of the leading axis that all leaves share, at least 1."""
     sizes = {leaf.shape[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(data)}
     if len(sizes) != 1 or None in sizes:
         raise ValueError(f"every array of data must have the samples on its leading axis, got leading axes {sizes}.")
-    return sizes.pop()
+    count = sizes.pop()
+    if count == 0:
+        raise ValueError("data has no samples; give at least one.")
+    return count
 
 
 def check_chunk(chunk) -> None:

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from jaxsharp._precision import in_full_precision
 from jaxsharp._types import Array, Loss, MatVec, Params, PyTree
-from jaxsharp.curvature._batches import SIDE_BY_SIDE, check_chunk, map_batched, mean_over_chunks
+from jaxsharp.curvature._batches import SIDE_BY_SIDE, check_chunk, count_samples, map_batched, mean_over_chunks
 from jaxsharp.curvature.estimate import Estimate
 from jaxsharp.curvature.gauss_newton import draw_targets
-from jaxsharp.curvature.likelihood import Likelihood, likelihood_of, loss_of
+from jaxsharp.curvature.likelihood import Likelihood, count_losses, likelihood_of, loss_of
 from jaxsharp.curvature.operator import as_operator, flat_product
 from jaxsharp.curvature.trace import mean_and_error, signs, unit
 
@@ -116,18 +116,21 @@ def sample_squared_gradients(
 ) -> Params:
     """Evaluates (1/n) Σᵢ (∇ℓᵢ)² entry by entry, exactly the diagonal of the empirical Fisher matrix.
 
+    With a loss for each target (token), (n, T) of them, the mean is over all n T squares (∇ℓᵢₜ)².
+
     Args:
         predict: `(params, inputs) -> outputs (n, ...)`; the output of a sample must not depend on the others.
-        loss: `mse`, `cross_entropy`, a `Likelihood`, or a function `(outputs, targets) -> (n,)`.
+        loss: as for `gauss_newton_operator`.
         params: the point w.
         data: (inputs, targets), all with the samples on their leading axis.
-        chunk: how many gradients of samples to hold at a time; all n by default, which is n times the parameters.
+        chunk: how many gradients of samples to hold at a time; all n by default, which is n times the parameters. The T of one
+            sample follow one another.
 
     Returns:
-        A pytree like params. Cost: about 1 gradient, less parallel.
+        A pytree like params. Cost: about 1 gradient, less parallel; with T targets T backward derivatives.
 
     Raises:
-        ValueError: for a bad chunk, or arrays of different lengths.
+        ValueError: as for `gauss_newton_operator`.
 
     Example:
         >>> import jax.numpy as jnp, jaxsharp as js
@@ -136,12 +139,18 @@ def sample_squared_gradients(
         [4.5, 8.0]
     """
     check_chunk(chunk)
-    per_sample = loss_of(loss)
+    losses_of = loss_of(loss)
+    count_losses(losses_of, jax.eval_shape(predict, params, data[0]), data[1], count_samples(data))
 
     def one(sample):
         inputs, targets = jax.tree.map(lambda leaf: leaf[None], sample)
-        gradient = jax.grad(lambda w: jnp.sum(per_sample(predict(w, inputs), targets)))(params)
-        return jax.tree.map(jnp.square, gradient)
+        losses, pull = jax.vjp(lambda w: losses_of(predict(w, inputs), targets).ravel(), params)
+
+        def add(total, index):
+            return jax.tree.map(lambda sum, leaf: sum + leaf**2, total, pull(unit(losses, index))[0]), None
+
+        total = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), jnp.arange(losses.size))[0]
+        return jax.tree.map(lambda leaf: leaf / losses.size, total)
 
     def average(part):
         return jax.tree.map(lambda rows: jnp.mean(rows, axis=0), jax.vmap(one)(part))
@@ -163,7 +172,7 @@ def fisher_diagonal(
     """Estimates the diagonal of the Fisher information by n (∇L(ŷ))² with all targets ŷ drawn from the model.
 
     The scores of different samples are independent and of mean zero, so the square of one gradient of the whole does what n
-    gradients of samples would.
+    gradients of samples would. With a loss for each target (token) n counts them all, and L is their mean.
 
     Args:
         predict: `(params, inputs) -> outputs (n, ...)`.
@@ -178,7 +187,7 @@ def fisher_diagonal(
         `Estimate` of pytrees like params; its `matvecs` counts gradients, one a draw. With one draw the errors are NaN.
 
     Raises:
-        ValueError: for a loss that is no distribution.
+        ValueError: for a loss that is no distribution, data without samples, or outputs of a shape that does not fit.
 
     Example:
         >>> import jax.numpy as jnp, jaxsharp as js
@@ -193,13 +202,15 @@ def fisher_diagonal(
     likelihood = likelihood_of(loss)
     inputs, _ = data
     targets = draw_targets(predict, likelihood, params, inputs, samples=samples, key=key, chunk=chunk)
+    outputs = jax.eval_shape(predict, params, inputs)
+    count = count_losses(likelihood.loss, outputs, targets[:, 0], count_samples(inputs))
 
     def gradient(drawn):
         def mean_gradient(part):
             return jax.grad(lambda w: jnp.mean(likelihood.loss(predict(w, part[0]), part[1])))(params)
 
         whole = mean_over_chunks(mean_gradient, (inputs, drawn), chunk)
-        return jax.tree.map(lambda leaf: drawn.shape[0] * leaf**2, whole)
+        return jax.tree.map(lambda leaf: count * leaf**2, whole)
 
     rows = map_batched(gradient, jnp.moveaxis(targets, 1, 0), 1)
     pairs = jax.tree.map(lambda leaf: mean_and_error(leaf) if samples > 1 else (leaf[0], leaf[0] * jnp.nan), rows)

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxsharp._precision import in_full_precision
 from jaxsharp._types import Array, Count, MatVec, PyTree
 from jaxsharp.curvature.guards import Guards, stepped
-from jaxsharp.curvature.operator import as_operator
+from jaxsharp.curvature.operator import as_operator, flat_product
 from jaxsharp.curvature.search import Plan, Task, search
 
 WHICH = {"largest": 1, "smallest": -1}
@@ -35,7 +35,8 @@ class Eigenpairs(NamedTuple):
     """Eigenvalue estimates, the most extreme first, with what is needed to trust them.
 
     Attributes:
-        values: (k,) Ritz values; for the largest, each at most the true eigenvalue of the same rank.
+        values: (k,) Ritz values; for the largest, each at most the true eigenvalue of the same rank. NaN where the bound on
+            products left none.
         vectors: pytree like the parameters with a leading axis k; orthonormal.
         residuals: (k,) ‖H vᵢ − λᵢ vᵢ‖ relative to the largest |λ| seen; some eigenvalue lies within this of λᵢ.
         matvecs: number of products used.
@@ -101,13 +102,15 @@ def top_eigenpairs(
         watch: whether the guards are multiplied in any case, or only where the wanted pairs need more directions.
 
     Returns:
-        `Eigenpairs`. Where the bound on products is reached first, or a product is not finite, `converged` is False and the
+        `Eigenpairs`. The scale of the operator does not matter as long as its products are normal numbers; XLA takes smaller
+        ones for 0. Where the bound on products is reached first, or a product is not finite, `converged` is False and the
         residuals say by how much. Cost: `matvecs` products; memory for about 4 (k + guards) + 10 vectors and their guards', with
         `chunk` in the place of k.
 
     Raises:
-        ValueError: when k is below 1 or above the number of parameters, for a plain function without `like`, or where another
-            argument makes no sense.
+        ValueError: when k is below 1 or above the number of parameters, for a plain function without `like`, for parameters that
+            are not float32 or float64, an operator that does not return what it is given, or where another argument makes no
+            sense.
 
     Example:
         >>> import jax.numpy as jnp, jaxsharp as js
@@ -117,17 +120,12 @@ def top_eigenpairs(
 
     Source: Davidson 1975; restarts after Wu and Simon 2000. The guards and the batching are our own.
     """
-    operator = as_operator(matvec, like)
-    template, unravel = ravel_pytree(operator.like)
+    check_settings(k, tol, max_matvecs, which, guards, guard_tol, noise, chunk, block)
+    apply, template, unravel = flat_product(as_operator(matvec, like))
     size = template.size
-    if not 1 <= k <= size:
-        raise ValueError(f"k={k} eigenpairs were asked for, but there are {size} parameters; choose 1 <= k <= {size}.")
-    if max_matvecs < 2 * k:
-        raise ValueError(f"max_matvecs={max_matvecs} allows no iteration for k={k}; give at least {2 * k}.")
-    if which not in WHICH:
-        raise ValueError(f"which={which!r} is unknown; use one of {', '.join(WHICH)}.")
-    if guards < 0 or (chunk is not None and chunk < 1) or (block is not None and block < 1):
-        raise ValueError(f"guards must be at least 0, chunk and block at least 1, got {guards}, {chunk} and {block}.")
+    check_count(k, size)
+    if template.dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(f"eigenpairs need float32 or float64, got {template.dtype}; convert the parameters, and the operator.")
     sign = WHICH[which]
     guards = min(guards, size - k, max_matvecs - k)
     watch = jnp.asarray(watch)
@@ -139,12 +137,12 @@ def top_eigenpairs(
     loose = jnp.where(watch, jnp.maximum(jnp.asarray(guard_tol, template.dtype), tol), jnp.inf)
 
     def product(vector):
-        return sign * ravel_pytree(operator(unravel(vector)))[0]
+        return sign * apply(vector)
 
     pieces = [(at, min(at + (chunk or k), k)) for at in range(0, k, chunk or k)]
     locked, values, errors, onward = jnp.zeros((0, size), template.dtype), [], [], []
     memory = _remembered(watched, guards, template)
-    spent = jnp.zeros((), jnp.int32)
+    spent, scale = jnp.zeros((), jnp.int32), jnp.zeros((), template.dtype)
     for at, end in pieces:
         wanted = end - at
         watching = guards if end == k else 0
@@ -154,32 +152,54 @@ def top_eigenpairs(
             needed=wanted + jnp.where(watch, watching, 0),
             locked=locked,
             tolerances=jnp.where(jnp.arange(wanted + watching) < wanted, reach, loose),
-            budget=jnp.asarray(max_matvecs, jnp.int32) - spent,
+            budget=jnp.asarray(max_matvecs - 2 * (k - end), jnp.int32) - spent,  # each pair gets to two
+            scale=scale,
         )
         found = search(product, task, plan)
         rows = found.vectors[:wanted]
-        values.append(found.values[:wanted])
+        values.append(found.values[:wanted] * found.unit)
         errors.append(found.errors[:wanted])
         locked = jnp.concatenate([locked, rows])
         onward.append(_stepped(found, rows))
         if watching:
             moved, memory = stepped(found, wanted, first[k:], memory)
             onward.append(moved)
-        spent = spent + found.matvecs
+        spent, scale = spent + found.matvecs, found.scale
     values, errors, onward = jnp.concatenate(values), jnp.concatenate(errors), jnp.concatenate(onward)
     if len(pieces) > 1:
         order = jnp.argsort(-values)
         values, errors, locked = values[order], errors[order], locked[order]
         onward = onward[jnp.concatenate([order, jnp.arange(k, k + guards)])]
     return Eigenpairs(
-        values=sign * values,
+        values=jnp.where(jnp.isneginf(values), jnp.nan, sign * values),
         vectors=jax.vmap(unravel)(locked),
         residuals=errors,
         matvecs=spent,
-        converged=(errors <= tol).all(),
+        converged=(errors <= tol).all() & jnp.isfinite(values).all(),
         onward=jax.vmap(unravel)(onward),
         guards=memory._replace(vectors=jax.vmap(unravel)(memory.vectors)),
     )
+
+
+def check_settings(k, tol, max_matvecs, which, guards, guard_tol, noise, chunk, block) -> None:
+    """Raises for settings of a search that make no sense, whatever the operator."""
+    if k < 1:
+        raise ValueError(f"k={k} eigenpairs were asked for; choose k >= 1.")
+    if max_matvecs < 2 * k:
+        raise ValueError(f"max_matvecs={max_matvecs} allows no iteration for k={k}; give at least {2 * k}.")
+    if which not in WHICH:
+        raise ValueError(f"which={which!r} is unknown; use one of {', '.join(WHICH)}.")
+    if guards < 0 or (chunk is not None and chunk < 1) or (block is not None and block < 1):
+        raise ValueError(f"guards must be at least 0, chunk and block at least 1, got {guards}, {chunk} and {block}.")
+    for name, value in (("tol", tol), ("guard_tol", guard_tol), ("noise", noise)):
+        if isinstance(value, int | float) and not value >= 0:
+            raise ValueError(f"{name} must be 0 or more, got {value}.")
+
+
+def check_count(k: int, size: int) -> None:
+    """Raises for more eigenpairs than parameters."""
+    if k > size:
+        raise ValueError(f"k={k} eigenpairs were asked for, but there are {size} parameters; choose 1 <= k <= {size}.")
 
 
 def _plan(wanted, guards, block, size, hopeful):

@@ -66,7 +66,7 @@ def top_eigenvalue_sum(
         miss the motion of the eigenvectors: do not take one.
 
     Raises:
-        ValueError: for k below 1 or above the number of parameters.
+        ValueError: for k below 1 or above the number of parameters, or a bound on products below 2 k + 2.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxsharp as js
@@ -82,6 +82,10 @@ def top_eigenvalue_sum(
     product, template, _ = flat_product(operator)
     if not 1 <= k <= template.size:
         raise ValueError(f"k={k} eigenvalues were asked for, but there are {template.size} parameters; choose 1 <= k.")
+    if max_matvecs < 2 * min(k + 1, template.size):
+        raise ValueError(
+            f"max_matvecs={max_matvecs} allows no iteration for k={k} eigenvalues and the next; give at least {2 * k + 2}."
+        )
     if tol is None:
         tol = 1e-6 if template.dtype == jnp.float64 else 1e-3
     count = min(k + 1, template.size)
@@ -91,32 +95,37 @@ def top_eigenvalue_sum(
     vectors = jax.vmap(lambda row: jax.flatten_util.ravel_pytree(row)[0])(pairs.vectors)
     images = map_batched(product, vectors[:k], 1)
     value = jnp.sum(vectors[:k] * images)
-    gap, angle = _separation(flat_product(constant)[0], vectors, jax.lax.stop_gradient(images), k)
+    gap, angle = separation(flat_product(constant)[0], vectors, jax.lax.stop_gradient(images), k)
     reliable = angle <= max_angle
-    return EigenvalueSum(_derivative_unless(value, reliable) if strict else value, gap, angle, reliable, pairs)
+    return EigenvalueSum(derivative_unless(value, reliable) if strict else value, gap, angle, reliable, pairs)
 
 
-def _separation(product, vectors, images, k):
-    values, top = jnp.sum(vectors[:k] * images, axis=1), vectors[:k]
+def separation(product, vectors, images, k):
+    """How far the k-th value is above the next, and the sine of the angle by which the space of the first k may be off."""
+    image = product(vectors[k]) if vectors.shape[0] > k else jnp.zeros_like(images[0])
+    largest = jnp.maximum(jnp.max(jnp.abs(images)), jnp.max(jnp.abs(image)))
+    unit = jnp.where(largest > 0, largest, 1)  # so that squares neither vanish nor overflow
+    images, image, top = images / unit, image / unit, vectors[:k]
+    values = jnp.sum(top * images, axis=1)
     residual = jnp.linalg.norm(images - dot(dot(top, images.T).T, top))
     if vectors.shape[0] == k:
-        return jnp.asarray(jnp.inf, values.dtype), jnp.zeros_like(residual)
-    image = product(vectors[k])
+        return jnp.asarray(jnp.inf, values.dtype), jnp.where(jnp.isfinite(residual), 0, jnp.nan).astype(values.dtype)
     following = dot(vectors[k], image)
     gap = jnp.min(values) - following
     # the next eigenvalue may be as high as its estimate and the residual of that
     certain = gap - jnp.linalg.norm(image - following * vectors[k])
-    return gap, jnp.where(certain > 0, residual / jnp.where(certain > 0, certain, 1), jnp.where(certain <= 0, jnp.inf, jnp.nan))
+    angle = jnp.where(certain > 0, residual / jnp.where(certain > 0, certain, 1), jnp.inf)
+    return gap * unit, jnp.where(jnp.isnan(certain), jnp.nan, angle)
 
 
 @jax.custom_jvp
-def _derivative_unless(value, reliable):
+def derivative_unless(value, reliable):
     """The value, with a derivative of NaN where it is not reliable."""
     del reliable
     return value
 
 
-@_derivative_unless.defjvp
+@derivative_unless.defjvp
 def _derivative_unless_jvp(primals, tangents):
     value, reliable = primals
     return value, jnp.where(reliable, 1, jnp.nan).astype(value.dtype) * tangents[0]

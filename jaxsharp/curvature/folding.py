@@ -110,7 +110,7 @@ class _Fold:
             if eqn.primitive.name == "jit":
                 inner = eqn.params["jaxpr"]
                 results = self.walk(inner.jaxpr, [*map(_Fixed, inner.consts), *map(read, eqn.invars)])
-            elif (sum_of := _RULES.get(eqn.primitive.name)) and (terms := sum_of(eqn, *map(read, eqn.invars))) is not None:
+            elif (sum_of := _rule(eqn)) and (terms := sum_of(eqn, *map(read, eqn.invars))) is not None:
                 whole = len(terms) > MOST_TERMS or (len(terms) > 1 and all(factor is None for _, factor in terms))
                 results = [self._computed(_Sum(terms)) if whole else _Sum(terms)]
             else:
@@ -200,6 +200,12 @@ def _sum(eqn, left, right):
 
 def _difference(eqn, left, right):
     return _sum(eqn, left, _Sum(_negative(eqn, right))) if isinstance(right, _Sum) else None
+
+
+def _rule(eqn):
+    """How the terms of a result follow from those of its operands; None for whole numbers, whose quotients are not linear."""
+    real = all(jnp.issubdtype(atom.aval.dtype, jnp.inexact) for atom in (*eqn.invars, *eqn.outvars))
+    return _RULES.get(eqn.primitive.name) if real else None
 
 
 _RULES = {"mul": _product, "div": _quotient, "neg": _negative, "add": _sum, "add_any": _sum, "sub": _difference}

@@ -1,5 +1,6 @@
 """The Operator: a symmetric linear map on pytrees that is known by its products."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -145,6 +146,39 @@ def _scaled_product(operator, scale, v):
 
 
 def flat_product(operator: Operator):
-    """Returns the product on flat vectors, a vector of the right shape, and the way back to a pytree."""
+    """Returns the product on flat vectors, a vector of the right shape, and the way back to a pytree.
+
+    Raises:
+        ValueError: for vectors without entries or of other than real floating-point numbers, and, when the product is traced, for
+            one that does not return what it is given.
+    """
+    kinds = _kinds(operator.like)
+    if not any(math.prod(shape) for shape, _ in kinds.values()):
+        raise ValueError("like has no entries; an operator needs at least one parameter.")
+    if wrong := {str(dtype) for _, dtype in kinds.values() if not jnp.issubdtype(dtype, jnp.floating)}:
+        raise ValueError(
+            f"like must hold real floating-point numbers, got {', '.join(sorted(wrong))}; leave out, or convert, what is not a "
+            "parameter."
+        )
     template, unravel = ravel_pytree(operator.like)
-    return (lambda row: ravel_pytree(operator(unravel(row)))[0]), template, unravel
+
+    def product(row):
+        image = operator(unravel(row))
+        if (found := _kinds(image)) != kinds:
+            raise ValueError(
+                f"the operator must return a pytree like the one it is given, with the shapes and dtypes "
+                f"{_listed(kinds)}, but returns {_listed(found)}."
+            )
+        return ravel_pytree(image)[0]
+
+    return product, template, unravel
+
+
+def _kinds(tree):
+    """Shape and dtype of each leaf, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): (jnp.shape(leaf), jnp.result_type(leaf)) for path, leaf in leaves}
+
+
+def _listed(kinds):
+    return ", ".join(f"{path or 'array'} {shape} {dtype}" for path, (shape, dtype) in kinds.items()) or "nothing"

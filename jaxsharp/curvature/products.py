@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 from jaxsharp._precision import in_full_precision
 from jaxsharp._types import Loss, Params, PyTree, Scalar
-from jaxsharp.curvature._batches import check_chunk, mean_over_chunks
+from jaxsharp.curvature._batches import check_chunk, count_samples, mean_over_chunks
 from jaxsharp.curvature.operator import Operator
 from jaxsharp.curvature.rematerialize import rematerialized
 
@@ -60,7 +60,7 @@ def hessian_operator(
         segments no linearization, but in each product what it saved.
 
     Raises:
-        ValueError: for chunks without data, or a bad number of either.
+        ValueError: for chunks without data, data without samples, or a bad number of chunks or segments.
 
     Example:
         >>> import jax.numpy as jnp, jaxsharp as js
@@ -75,6 +75,7 @@ def hessian_operator(
         if segments == 1:
             return Operator(jax.linearize(jax.grad(loss), params)[1], params)
         return Operator(Partial(partial(hvp, rematerialized(loss, segments)), params), params)
+    count_samples(data)
     loss = rematerialized(loss, segments)
     if chunk is None and segments == 1:
         return Operator(jax.linearize(jax.grad(lambda w: loss(w, data)), params)[1], params)

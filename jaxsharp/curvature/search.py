@@ -17,6 +17,9 @@ from jaxsharp.curvature.turns import at_once
 ROUNDS_AT_ONCE = 8
 """Rounds after which the members of a batch that are still searching are brought together again."""
 
+BEYOND = 2.0**30
+"""How many units a product may have before the unit is taken anew."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -56,6 +59,7 @@ class Task(NamedTuple):
         locked: (l, D) orthonormal directions to stay out of.
         tolerances: (targets,) bounds on the errors; infinite where a pair is not needed.
         budget: most products.
+        scale: the largest |eigenvalue| known before, to which errors are relative unless a larger one is found.
     """
 
     start: Block
@@ -63,12 +67,14 @@ class Task(NamedTuple):
     locked: Block
     tolerances: Array
     budget: Count
+    scale: Scalar
 
 
 class Search(NamedTuple):
-    """A search under way; arrays, for one member.
+    """A search under way; arrays, for one member. Products and values are in units, whose squares neither vanish nor overflow.
 
     Attributes:
+        unit: a power of two near the largest entry of the first product, 0 before that; taken anew where one is far larger.
         basis: (rows, D) orthonormal directions, zero where there is none.
         products: (rows, D) the operator applied to each.
         projected: (rows, rows) basis · productsᵀ.
@@ -77,12 +83,14 @@ class Search(NamedTuple):
         coordinates: (rows, rows) Ritz vectors in the basis, largest value first, one a row.
         values: (rows,) Ritz values, −inf past the last.
         residuals: (block, D) the directions by which the basis grows next.
-        errors: (targets,) norms of the residuals relative to the largest |Ritz value|.
+        errors: (targets,) norms of the residuals relative to the largest |Ritz value|, or the scale of the task; the largest
+            number where there is no value.
         rounds: completed rounds.
         matvecs: products spent.
         stalled: whether the last round of growth found no new direction.
     """
 
+    unit: Scalar
     basis: Block
     products: Block
     projected: Array
@@ -101,19 +109,23 @@ class Found(NamedTuple):
     """What a search ends with; arrays, for one member. The wanted pairs come first, then the guards.
 
     Attributes:
+        unit: what products, values and bottom are multiples of.
         vectors: (targets, D) orthonormal Ritz vectors, zero where there is none.
         products: (targets, D) the operator applied to each.
         values: (targets,) Ritz values, largest first, −inf where there is none.
-        errors: (targets,) norms of the residuals relative to the largest |Ritz value|.
+        errors: (targets,) norms of the residuals relative to the scale; the largest number where there is no value.
         bottom: the smallest value found, or 0 if that is smaller.
+        scale: the largest |Ritz value|, or that of the task; not in the unit.
         matvecs: products spent.
     """
 
+    unit: Scalar
     vectors: Block
     products: Block
     values: Array
     errors: Array
     bottom: Scalar
+    scale: Scalar
     matvecs: Count
 
 
@@ -166,9 +178,11 @@ def _multiply(program, constants):
 def _alone(program, constants, task, plan):
     """One member, from the start to the end."""
     if not plan.hopeful:
-        return _found(_advance(_multiply(program, constants), task, plan, _begin(task, plan), _ALL), plan)
+        return _found(_advance(_multiply(program, constants), task, plan, _begin(task, plan), _ALL), task, plan)
     first = task.start[:1]
-    multiplied = _multiply(program, constants)(first[0])[None]
+    product = _multiply(program, constants)(first[0])[None]
+    unit = _unit_of(product)
+    multiplied = product / unit
     value = jnp.sum(first * multiplied)
     length = jnp.linalg.norm(multiplied - value * first)
     error = jnp.where(length > 0, length / jnp.where(value != 0, jnp.abs(value), 1), length)
@@ -176,29 +190,33 @@ def _alone(program, constants, task, plan):
     def as_it_is():
         others = plan.targets - 1
         return Found(
+            unit=unit,
             vectors=jnp.pad(first, ((0, others), (0, 0))),
             products=jnp.pad(multiplied, ((0, others), (0, 0))),
             values=jnp.pad(value[None], (0, others), constant_values=-jnp.inf),
             errors=jnp.pad(error[None], (0, others), constant_values=jnp.finfo(error.dtype).max),
             bottom=jnp.minimum(value, 0),
+            scale=jnp.abs(value) * unit,
             matvecs=jnp.ones((), jnp.int32),
         )
 
     def further():
-        begun = _grow(lambda _: multiplied[0], task, plan, _begin(task, plan), first, jnp.asarray(False))
-        return _found(_advance(_multiply(program, constants), task, plan, begun, _ALL), plan)
+        begun = _grow(lambda _: product[0], task, plan, _begin(task, plan), first, jnp.asarray(False))
+        return _found(_advance(_multiply(program, constants), task, plan, begun, _ALL), task, plan)
 
     return jax.lax.cond((task.needed <= 1) & (error <= task.tolerances[0]), as_it_is, further)
 
 
-def _found(state, plan):
+def _found(state, task, plan):
     mixing, values = state.coordinates[: plan.targets], state.values
     return Found(
+        unit=_or_one(state.unit),
         vectors=dot(mixing, state.basis),
         products=dot(mixing, state.products),
         values=values[: plan.targets],
         errors=state.errors,
         bottom=jnp.minimum(jnp.min(jnp.where(jnp.isneginf(values), 0, values)), 0),
+        scale=jnp.maximum(_largest(values) * state.unit, task.scale),
         matvecs=state.matvecs,
     )
 
@@ -227,7 +245,7 @@ def _in_chunks(apply, factors, batched, task, plan, chunk):
         state = jax.vmap(advance, axes)(factors, task, state, _ALL)
     else:
         state = jax.lax.while_loop(lambda state: open_members(state).any(), body, state)
-    return jax.vmap(lambda state: _found(state, plan))(state)
+    return jax.vmap(lambda state, task: _found(state, task, plan))(state, task)
 
 
 def _begin(task, plan):
@@ -237,6 +255,7 @@ def _begin(task, plan):
     blank = jnp.zeros((rows, size), dtype)
     square = jnp.zeros((rows, rows), dtype)
     return Search(
+        unit=jnp.zeros((), dtype),
         basis=blank,
         products=blank,
         projected=square,
@@ -245,7 +264,7 @@ def _begin(task, plan):
         coordinates=square,
         values=jnp.full((rows,), -jnp.inf, dtype),
         residuals=jnp.zeros((plan.block, size), dtype),
-        errors=jnp.zeros((plan.targets,), dtype),
+        errors=jnp.full((plan.targets,), jnp.finfo(dtype).max),
         rounds=zero,
         matvecs=zero,
         stalled=jnp.asarray(False),
@@ -291,6 +310,8 @@ def _grow(apply, task, plan, state, directions, growing):
     """Multiplies new directions and solves the projected problem on all."""
     fresh, found = _orthonormalize(directions, state.basis, task.locked)
     multiplied = _apply_rows(apply, fresh)
+    state = _in_range(state, multiplied)
+    multiplied = multiplied / _or_one(state.unit)
     place = (state.filled, jnp.zeros_like(state.filled))
     basis = jax.lax.dynamic_update_slice(state.basis, fresh, place)
     products = jax.lax.dynamic_update_slice(state.products, multiplied, place)
@@ -305,7 +326,7 @@ def _grow(apply, task, plan, state, directions, growing):
     has_value = ~jnp.isneginf(top)
     residuals = dot(mixing, products) - jnp.where(has_value, top, 0)[:, None] * dot(mixing, basis)
     residuals, has_value = residuals[:targets], has_value[:targets]
-    scale = jnp.max(jnp.where(jnp.isneginf(values), 0, jnp.abs(values)))
+    scale = jnp.maximum(_largest(values), task.scale / _or_one(state.unit))
     norms = jnp.linalg.norm(residuals, axis=1)
     errors = jnp.where(norms > 0, norms / jnp.where(scale > 0, scale, 1), norms)
     errors = jnp.where(has_value, errors, jnp.finfo(errors.dtype).max)
@@ -314,6 +335,7 @@ def _grow(apply, task, plan, state, directions, growing):
         worst = jax.lax.top_k(jnp.where(has_value, urgency, 0), plan.block)[1]  # what has no value has no direction to grow by
         residuals = residuals[worst]
     return Search(
+        state.unit,
         basis,
         products,
         projected,
@@ -336,6 +358,36 @@ def _apply_rows(apply, block):
     if jax.default_backend() == "cpu":
         return jax.lax.map(apply, block)
     return jax.vmap(apply)(block)
+
+
+def _in_range(state, multiplied):
+    """Takes the unit from these products where they are the first or far beyond it, in a loop of at most one pass."""
+
+    def beyond(state):
+        largest = jnp.max(jnp.abs(multiplied))
+        return jnp.isfinite(largest) & (largest > BEYOND * state.unit)
+
+    def taken(state):
+        unit = _unit_of(multiplied)
+        change = state.unit / unit
+        return state._replace(unit=unit, products=change * state.products, projected=change * state.projected)
+
+    return jax.lax.while_loop(beyond, taken, state)
+
+
+def _unit_of(product):
+    """The power of two at or below the largest entry, by which dividing is exact; 1 where there is none."""
+    largest = jnp.max(jnp.abs(product))
+    exponent = jnp.frexp(jnp.where(jnp.isfinite(largest), largest, 1))[1] - 1
+    return jnp.where(largest > 0, jnp.ldexp(jnp.ones((), product.dtype), exponent), 1)
+
+
+def _or_one(unit):
+    return jnp.where(unit > 0, unit, 1)
+
+
+def _largest(values):
+    return jnp.max(jnp.where(jnp.isneginf(values), 0, jnp.abs(values)))
 
 
 def _ritz(projected, used):

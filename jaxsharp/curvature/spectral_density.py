@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsharp._precision import dot
 from jaxsharp._types import Array, Count, MatVec, PyTree, Scalar
@@ -24,7 +25,7 @@ class SpectralDensity(NamedTuple):
         density: (points,) mean over the random vectors, smoothed by a Gaussian.
         standard_error: (points,) of the density, from the scatter over the random vectors; the bias of smoothing is not in it.
         width: standard deviation of the Gaussian.
-        moments: (r,) tr(Aᵏ)/D for k = 1 … r, of the spectrum without smoothing.
+        moments: (r,) tr(Aᵏ)/D for k = 1 … r, of the spectrum without smoothing; infinite beyond the range of the dtype.
         moments_error: (r,) their standard errors.
         nodes: (samples, steps) Ritz values; D Σ weights f(nodes), averaged over samples, estimates tr f(A) for any smooth f.
         weights: (samples, steps), summing to 1 for each sample.
@@ -67,18 +68,20 @@ def spectral_density(
         samples: how many random vectors, at least 2.
         steps: Lanczos iterations for each, at most the number of parameters; more resolve structure finer than range/steps.
         grid: (points,) eigenvalues; by default evenly over the nodes and 4 widths beyond.
-        points: length of the default grid.
-        width: of the smoothing, in units of eigenvalues; by default 1 % of the range of the nodes.
-        moments: how many moments to return, at most 2 steps − 1, up to which each quadrature is exact.
+        points: length of the default grid, at least 2.
+        width: of the smoothing, in units of eigenvalues, positive; by default 1 % of the range of the nodes.
+        moments: how many moments to return, at most 2 steps − 1, up to which each quadrature is exact; any number where there
+            are as many steps as parameters.
         key: PRNG key; a fixed one by default.
         batch: how many random vectors side by side; by default 1 on a CPU and 16 elsewhere.
 
     Returns:
-        `SpectralDensity`; all NaN where a product was not finite. Cost: samples × steps products; memory for `steps` vectors per
-        random vector side by side.
+        `SpectralDensity`; all NaN where a product was not finite, the density also where a traced width is not positive. Cost:
+        samples × steps products; memory for `steps` vectors per random vector side by side.
 
     Raises:
-        ValueError: for fewer than 2 samples, no steps, or too many moments.
+        ValueError: for fewer than 2 samples or points, no steps, too many moments, a width that is not a positive number, a grid
+            that is not a list of numbers, or no parameters.
 
     Example:
         >>> import jax.numpy as jnp, jaxsharp as js
@@ -88,13 +91,12 @@ def spectral_density(
 
     Source: Golub, Meurant 2010; Ubaru, Chen, Saad 2017; for Hessians Ghorbani, Krishnan, Xiao 2019.
     """
+    check_settings(samples, steps, grid, points, width, moments)
     product, template, _ = flat_product(as_operator(matvec, like))
     dtype = template.dtype
-    if samples < 2 or steps < 1:
-        raise ValueError(f"spectral_density needs samples >= 2 and steps >= 1, got samples={samples}, steps={steps}.")
-    steps = min(steps, template.size)
-    if not 0 <= moments < 2 * steps:
+    if steps < template.size and moments >= 2 * steps:
         raise ValueError(f"moments={moments} are not known from steps={steps}; ask for at most {2 * steps - 1}.")
+    steps = min(steps, template.size)
     length = template.size**0.5
 
     def sample(key):
@@ -114,10 +116,38 @@ def spectral_density(
         grid = jnp.linspace(low - REACH * width, high + REACH * width, points, dtype=dtype)
     grid = jnp.asarray(grid, dtype)
     density, error = smoothed_density(nodes, weights, grid, width)
-    powers = jnp.arange(1, moments + 1, dtype=dtype)
-    means = jnp.sum(weights[:, :, None] * nodes[:, :, None] ** powers[None, None, :], axis=1)
     count = jnp.asarray(samples * steps, jnp.int32)
-    return SpectralDensity(grid, density, error, width, *mean_and_error(means), nodes, weights, count)
+    return SpectralDensity(grid, density, error, width, *_moments(nodes, weights, moments), nodes, weights, count)
+
+
+def check_settings(samples: int, steps: int, grid, points: int, width, moments: int) -> None:
+    """Raises for a setting of `spectral_density` that is wrong whatever the operator."""
+    if samples < 2 or steps < 1:
+        raise ValueError(f"spectral_density needs samples >= 2 and steps >= 1, got samples={samples}, steps={steps}.")
+    if points < 2:
+        raise ValueError(f"points={points} make no grid; give at least 2.")
+    if moments < 0:
+        raise ValueError(f"moments={moments} is negative; give 0 for none.")
+    if grid is not None and (np.ndim(grid) != 1 or np.size(grid) == 0):
+        raise ValueError(f"grid must be a list of eigenvalues, of shape (points,), got shape {np.shape(grid)}.")
+    _check_width(width)
+
+
+def _check_width(width):
+    """Raises for a width that is not one or not positive; a traced one, and one that is not a number, become NaN later."""
+    if width is None:
+        return
+    if np.ndim(width) > 0 or (not isinstance(width, jax.core.Tracer) and (width <= 0 or width == np.inf)):
+        raise ValueError(f"width={width} must be a positive number, in units of eigenvalues.")
+
+
+def _moments(nodes, weights, count):
+    """Means of the powers of the nodes, and their errors; in units of the largest node, so that no power overflows early."""
+    powers = jnp.arange(1, count + 1, dtype=nodes.dtype)
+    largest = jnp.max(jnp.abs(nodes))
+    unit = jnp.where(largest > 0, largest, 1)
+    means = jnp.sum(weights[:, :, None] * (nodes / unit)[:, :, None] ** powers[None, None, :], axis=1)
+    return tuple(jnp.where(part == 0, 0, part * unit**powers) for part in mean_and_error(means))
 
 
 def smoothed_density(nodes: Array, weights: Array, grid: Array, width: Array) -> tuple[Array, Array]:
@@ -127,10 +157,13 @@ def smoothed_density(nodes: Array, weights: Array, grid: Array, width: Array) ->
         nodes: (samples, steps).
         weights: (samples, steps).
         grid: (points,).
-        width: standard deviation of the Gaussian.
+        width: standard deviation of the Gaussian, positive; where a traced one is not the density is NaN.
 
     Returns:
         The density (points,) and its standard error over the samples.
+
+    Raises:
+        ValueError: for a width that is not a positive number.
 
     Example:
         >>> import jax.numpy as jnp, jaxsharp as js
@@ -140,6 +173,9 @@ def smoothed_density(nodes: Array, weights: Array, grid: Array, width: Array) ->
         >>> round(float(jnp.trapezoid(density, grid)), 3)
         1.0
     """
+    _check_width(width)
+    width = jnp.asarray(width, nodes.dtype)
+    width = jnp.where(width > 0, width, jnp.nan)
 
     def of_one(node, weight):
         distance = (grid[:, None] - node[None, :]) / width

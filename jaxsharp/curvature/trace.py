@@ -34,7 +34,7 @@ def trace(
 
     Differentiable in whatever the products depend on, by the rule of frozen probes: the random vectors and Q stay fixed, and the
     value is linear in A, so its derivative is an unbiased estimate of that of the trace. A derivative of a derivative would miss
-    the motion of Q: do not take one with `xtrace`.
+    the motion of Q: do not take one with `xtrace`. The standard error has derivative 0 where it is 0.
 
     Args:
         matvec: an `Operator`, or v -> A v on pytrees like `like`.
@@ -48,7 +48,7 @@ def trace(
         `Estimate` of scalars. Cost: `matvecs` products; a derivative about 3 times as much.
 
     Raises:
-        ValueError: for an unknown method, or a bound too small for an error estimate.
+        ValueError: for an unknown method, a bound too small for an error estimate, or no parameters.
 
     Example:
         >>> import jax.numpy as jnp, jaxsharp as js
@@ -87,10 +87,11 @@ def signs(key: Array, template: Array) -> Array:
 
 
 def mean_and_error(samples: Array) -> tuple[Array, Array]:
-    """Mean over the leading axis, and its standard error; no square overflows or vanishes."""
+    """Mean over the leading axis, and its standard error, of derivative 0 where it is 0; no square overflows or vanishes."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(samples), axis=0, keepdims=True))
     scale = jnp.where(largest > 0, largest, 1)
-    deviation = jnp.std(samples / scale, axis=0, ddof=1) * scale[0]
+    variance = jnp.var(samples / scale, axis=0, ddof=1)
+    deviation = jnp.where(variance == 0, 0, jnp.sqrt(jnp.where(variance == 0, 1, variance))) * scale[0]
     return jnp.mean(samples, axis=0), deviation / jnp.sqrt(jnp.asarray(samples.shape[0], samples.dtype))
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsharp import curvature, operators, sphere
+from jaxsharp.curvature.spectral_density import check_settings
 from jaxsharp.curvature.trace import METHODS
 from jaxsharp.probes.probe import FunctionProbe, Variable
 
@@ -142,10 +143,10 @@ def spectral_density(
         operator: `hessian`, `gauss_newton`, `fisher` or `empirical_fisher`; all but the first need a supervised problem.
         samples: random vectors, at least 2.
         steps: Lanczos iterations for each.
-        points: length of the grid that follows the spectrum.
+        points: length of the grid that follows the spectrum, at least 2.
         grid: eigenvalues, the same at every measurement.
-        width: of the smoothing, in units of eigenvalues; by default 1 % of the range of the spectrum.
-        moments: how many to record.
+        width: of the smoothing, in units of eigenvalues, positive; by default 1 % of the range of the spectrum.
+        moments: how many to record, at most 2 steps − 1 where there are more parameters than steps.
         spherical: whether to measure at the direction w/‖w‖.
         seed: of the random vectors, the same at every measurement.
         every: cadence in steps; by default that of the run. Mind the cost.
@@ -155,7 +156,7 @@ def spectral_density(
         A `Probe`. Cost: samples × steps products.
 
     Raises:
-        ValueError: for an unknown operator, or fewer than 2 samples.
+        ValueError: for an unknown operator, or a setting that `jaxsharp.curvature.spectral_density` rejects.
 
     Example:
         >>> import jaxsharp as js
@@ -165,8 +166,7 @@ def spectral_density(
         (('step', 'density_point'), 2)
     """
     _check(operator)
-    if samples < 2 or steps < 1:
-        raise ValueError(f"spectral_density needs samples >= 2 and steps >= 1, got samples={samples}, steps={steps}.")
+    check_settings(samples, steps, grid, points, width, moments)
     grid = None if grid is None else tuple(float(value) for value in grid)
     labels = (
         ("spectral_density", Variable(("density_point",), "spectral density")),

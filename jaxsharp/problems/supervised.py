@@ -244,9 +244,11 @@ def supervised(
 class SampleLoss(NamedTuple):
     """A full-batch loss taken apart into samples, L(w) = (1/n) Σᵢ loss(predict(w, inputs), targets)ᵢ.
 
+    With a label for each token there is a loss for each, and L is the mean of all n T.
+
     Attributes:
-        predict: `(params, inputs) -> outputs (n, ...)`.
-        loss: `mse` or `cross_entropy`, or a function `(outputs, targets) -> (n,)`.
+        predict: `(params, inputs) -> outputs (n, ...)`, of tokens the T that have a label.
+        loss: `mse` or `cross_entropy`, or a function `(outputs, targets) -> (n,)`, or `-> (n, T)`.
         data: (inputs, targets) of the training set.
         coupled: whether the output of a sample depends on the other samples, as with batch normalization.
     """
@@ -268,7 +270,7 @@ def sample_loss(problem: Problem, params: Any) -> SampleLoss:
         `SampleLoss`.
 
     Raises:
-        ValueError: for another problem.
+        ValueError: for another problem, or one that was left without samples.
 
     Example:
         >>> import jax, jaxsharp as js
@@ -283,6 +285,8 @@ def sample_loss(problem: Problem, params: Any) -> SampleLoss:
             "js.curvature.gauss_newton_operator and its like."
         )
     network, per_sample, data = problem.loss_fn.network, problem.loss_fn.per_sample, problem.data
+    if data.train.inputs.shape[0] == 0:
+        raise ValueError(f"the problem {problem.name!r} has no samples; take at least one.")
 
     def predict(params, inputs):
         return _read_out(network.outputs(params, inputs)[0], data, data.train)
