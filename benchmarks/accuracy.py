@@ -1,15 +1,17 @@
 """How far is a converged eigenvalue from the truth, and is it the one of its rank?
 
-Three times: cold searches on random symmetric matrices of six kinds of spectrum, with 1 and with 5 values asked for; three values
+Four times: cold searches on random symmetric matrices of six kinds of spectrum, with 1 and with 5 values asked for; three values
 tracked along gradient descent on a small network at a rate at which the spectrum moves fast, several seeds, beside the dense
-Hessian in float64 at every measurement; and planted crossings, in which an eigenvalue overtakes the tracked one from a direction
-orthogonal to all that are followed: measurements until it is noticed. A residual promises that some eigenvalue is within the
-tolerance; one wants it to be that of the rank.
+Hessian in float64 at every measurement; planted crossings, in which an eigenvalue overtakes the tracked one from a direction
+orthogonal to all that are followed: measurements until it is noticed; and several eigenvalues that rise together among those
+followed, which enter one after the other: measurements in a row with a value that is not that of its rank. A residual promises
+that some eigenvalue is within the tolerance; one wants it to be that of the rank.
 
 Run: python benchmarks/accuracy.py [--tiny] [--out accuracy.json]
 """
 
 import argparse
+import itertools
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +39,7 @@ def main() -> None:
     figures = {f"{cases} random matrices of {size} dimensions, k={k}": _random(cases, size, k) for size in sizes for k in (1, 5)}
     figures[f"k=3 along {steps} steps, {seeds} seeds"] = _tracked(seeds, steps)
     figures |= _crossings(*((30, 2) if options.tiny else (300, 100)))
+    figures |= _risers(*((30, 2, ((2, 2),)) if options.tiny else (200, 20, ((1, 1), (5, 1), (5, 3), (5, 5), (20, 5)))))
     write({"setting": {"tolerance": TOLERANCE}, "figures": figures, **machine()}, options.out)
 
 
@@ -149,6 +152,48 @@ def _crossings(size, seeds):
                 "products per measurement": float(np.mean(products)),
             }
     return figures
+
+
+def _risers(size, seeds, cases):
+    """Longest stretch of measurements in which a value is not that of its rank, as `count` eigenvalues rise among k together."""
+    rng = np.random.default_rng(0)
+    basis = jnp.asarray(np.linalg.qr(rng.normal(size=(size, size)))[0])
+
+    @partial(jax.jit, static_argnums=0)
+    def follow(tracker, spectra):
+        def measure(memory, spectrum):
+            memory, pairs = tracker.measure(lambda v: basis @ (spectrum * (basis.T @ v)), memory)
+            return memory, (pairs.values, pairs.converged)
+
+        def one(count):
+            return jax.lax.scan(measure, tracker.init(basis[0])._replace(count=count), spectra)[1]
+
+        return jax.lax.map(one, 1000 * jnp.arange(seeds, dtype=jnp.int32))
+
+    figures = {}
+    for k, count in cases:
+        bulk = rng.uniform(-0.1, 0.5, size - k - count)
+        for apart in (0.01, 0.3):
+            height = np.r_[np.linspace(0, 1, 40), np.ones(80)]
+            rising = 0.5 + 3 * height[:, None] + apart * np.arange(count)
+            fixed = np.linspace(3, 2, k)
+            spectra = np.stack([np.r_[fixed, row, bulk] for row in rising])
+            values, converged = map(np.asarray, follow(js.curvature.EigenTracker(k=k), jnp.asarray(spectra, basis.dtype)))
+            exact = -np.sort(-spectra, axis=1)[:, :k]
+            wrong = np.abs(values - exact) > TOLERANCE * exact[:, :1]
+            stretches = [_longest(member) for member in wrong.any(axis=2)]
+            figures[f"{count} rise together, {apart} apart, among k={k} from 2 to 3"] = {
+                "measurements in a row with a wrong value, median": float(np.median(stretches)),
+                "the same, of all seeds at most": int(np.max(stretches)),
+                "the same for the first value, at most": int(max(_longest(member) for member in wrong[:, :, 0])),
+                "all converged": bool(converged.all()),
+            }
+    return figures
+
+
+def _longest(wrong):
+    """The longest run of True."""
+    return max((len(list(run)) for value, run in itertools.groupby(wrong) if value), default=0)
 
 
 if __name__ == "__main__":

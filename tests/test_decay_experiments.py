@@ -1,13 +1,14 @@
 """flow-vs-gd, oscillation and the study on CIFAR-10: tiny runs against closed forms, tables out of the dataset, refusals."""
 
 from functools import cache, partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from jaxsharp import models
-from jaxsharp.experiments import EXPERIMENTS, cifar10_study
+from jaxsharp.experiments import EXPERIMENTS, cifar10_study, interpolating
 from jaxsharp.experiments.cifar10_study import generated
 from jaxsharp.experiments.order_study import orders
 from jaxsharp.experiments.oscillation import predicted, swing
@@ -19,14 +20,16 @@ SMALL = {"images": 6, "width": 4}
 
 @cache
 def against_flow():
-    """A tiny run of one seed, since a batch of flows compiles three times as long; not to be changed."""
-    return FLOW.run(FLOW.configure(**SMALL, seeds=1, products=(1e-3, 2.5e-4), time=0.1, measurements=5))
+    """A tiny run of one seed, and of a network without hidden layers, which compile long; not to be changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpolating, "models", SimpleNamespace(MLP=lambda widths, **how: models.MLP(widths=(), **how)))
+        return FLOW.run(FLOW.configure(images=6, width=1, seeds=1, products=(1e-3, 2.5e-4), time=0.1, measurements=5))
 
 
 @cache
 def swings():
     """A tiny run; not to be changed."""
-    return SWING.run(SWING.configure(**SMALL, seeds=2, amplitudes=(0.1, 2.0), products=(1e-4,), periods=3))
+    return SWING.run(SWING.configure(**SMALL, seeds=2, amplitudes=(0.1, 2.0), products=(1e-4, 2.5e-5), periods=3))
 
 
 def test_gd_is_nearer_to_the_flow_at_first_order_and_its_sharpness_falls():
@@ -92,12 +95,17 @@ def test_a_network_swings_with_the_predicted_period():
     np.testing.assert_allclose(ds["period"].sel(amplitude=0.1), 1, atol=0.03)
     np.testing.assert_allclose(ds["period"], ds["predicted_period"], rtol=0.05)
     assert float(ds["predicted_period"].sel(amplitude=2.0).max()) > 1.2
-    early = ds[["swing", "predicted_swing"]].sel(amplitude=2.0).isel(product=0, time=2)
-    np.testing.assert_allclose(early["swing"], float(early["predicted_swing"]), rtol=0.1)
+    half = ds.sel(amplitude=2.0, time=slice(0.04, 0.5))
+    error = np.abs(half["swing"] - half["predicted_swing"]).max("time") / 2.0
+    assert float(error.sel(product=2.5e-5).max()) < 0.3
+    # what theory leaves out is of first order in √(η̂λ̂): a quarter of the product leaves half the error
+    ratio = error.sel(product=2.5e-5) / error.sel(product=1e-4)
+    assert 0.4 < float(ratio.min()) <= float(ratio.max()) < 0.7
     rows = [line.split() for line in SWING.table(ds).splitlines()]
     row = next(row for row in rows if row[:2] == ["0.0001", "2"])
-    assert row[5] == f"{float(ds['period'].sel(amplitude=2.0).mean()):.4g}"
-    assert row[8] == f"{float(ds['predicted_period'].sel(amplitude=2.0).mean()):.4g}"
+    here = ds.sel(product=1e-4, amplitude=2.0)
+    assert row[5] == f"{float(here['period'].mean()):.4g}"
+    assert row[8] == f"{float(here['predicted_period'].mean()):.4g}"
     SWING.figure(ds).canvas.draw()
 
 
@@ -114,8 +122,8 @@ def test_generated_images_are_standardized_and_classes_can_be_told_apart():
 
 
 def test_a_study_on_generated_images_says_so(monkeypatch):
-    """The network is cut to two convolutions, since a deep one compiles for half a minute."""
-    monkeypatch.setitem(cifar10_study.MODELS, "cifar10-vgg11", partial(models.VGG, plan=(1, "pool", "pool", "pool", 2, "pool")))
+    """The network is cut to one convolution, since a deep one compiles for half a minute."""
+    monkeypatch.setitem(cifar10_study.MODELS, "cifar10-vgg11", partial(models.VGG, plan=(1, "pool", "pool", "pool", "pool")))
     ds = VGG.run(VGG.configure(images=10, test_images=10, width=2, steps=20, every=2))
     assert ds["lambda1"].dims == ("norm", "learning_rate", "weight_decay", "seed", "step")
     assert (ds["status"] == 0).all()

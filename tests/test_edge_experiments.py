@@ -1,6 +1,6 @@
 """The experiments central-flow and normalized-gd: tiny runs, what they measure against dense truths, tables and figures."""
 
-from functools import cache
+from functools import cache, partial
 from unittest import mock
 
 import jax
@@ -13,7 +13,7 @@ from support import dense_hessian
 
 import jaxsharp as js
 from jaxsharp import preconditioning
-from jaxsharp.experiments import EXPERIMENTS
+from jaxsharp.experiments import EXPERIMENTS, edge_study
 from jaxsharp.experiments.central_flow import NETWORKS, Network, _EdgeRatio, _predictors, covariance_ratio, gains
 from jaxsharp.experiments.order_study import orders
 from jaxsharp.experiments.tables import with_interval
@@ -24,12 +24,13 @@ RATE, STEPS = 0.002, 40
 
 @cache
 def central():
-    """A tiny network under RMSProp and its stable flow; not to be changed."""
+    """A tiny network under RMSProp and its stable flow, one trajectory after the other; not to be changed."""
     tiny = Network("MLP", lambda: js.models.MLP(widths=(3,)), "digits", {"rmsprop": RATE}, 0.5)
     settings = CENTRAL.configure(
         networks=("mlp",), optimizers=("rmsprop",), flows=("stable",), seeds=2, steps=STEPS, every=20, shown=(20, 40), samples=12
     )
-    with mock.patch.dict(NETWORKS, mlp=tiny):
+    one_by_one = mock.patch.object(edge_study, "sweep", partial(js.sweep, batch_size=1))  # a batch compiles longer
+    with mock.patch.dict(NETWORKS, mlp=tiny), one_by_one:
         return CENTRAL.run(settings), central_flow_problem(settings.samples)
 
 
@@ -45,11 +46,11 @@ def test_central_flow_measures_rmsprop_and_its_preconditioned_curvature():
     w, unravel = ravel_pytree(jax.tree.map(lambda leaf: 0.5 * leaf, problem.init(jax.random.key(1))))
     assert int(ds["parameters"][0]) == w.size
     gradient = jax.jit(jax.grad(lambda w: problem.loss(unravel(w))))
-    path, nu = [w], np.zeros(w.size)
+    path, nu = [np.asarray(w)], np.zeros(w.size)
     for step in range(1, STEPS + 2):
         nu = 0.99 * nu + 0.01 * np.asarray(gradient(path[-1])) ** 2
         stiffness = (np.sqrt(nu / (1 - 0.99**step)) + 1e-7) / RATE
-        path.append(path[-1] - gradient(path[-1]) / stiffness)
+        path.append(path[-1] - np.asarray(gradient(path[-1])) / stiffness)
         if step == STEPS:
             hessian = dense_hessian(problem.loss, unravel(path[-1])) / np.sqrt(stiffness[:, None] * stiffness[None, :])
             exact = np.linalg.eigvalsh(hessian)[::-1][:3] / 2

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import count_compilations, regression, tanh_network
+from support import count_compilations, regression
 
 import jaxsharp as js
 from jaxsharp.status import Status
 
 CURVATURES = np.array([1.0, 3.0, 10.0])
+PROBES = ["metrics", "loss", "parameters"]
+"""Of all flows on the regression, with 17 to 32 measurements, so that programs are shared."""
 
 
 def _quadratic(w, data):
@@ -55,24 +57,12 @@ def test_gd_tends_to_gradient_flow_at_first_order():
 
 def test_cadence_does_not_change_a_flow():
     ends = []
-    for every in (1000, 3000):
+    for every in (200, 375):
         point = js.problems.interpolant(regression(), jax.random.key(0), angle=1.1)
-        ds = js.simulate(
-            regression(), js.flows.sharpness_reduction(0.1, 1e-3), 6000, init=point, probes=["metrics", "loss"], every=every
-        )
+        ds = js.simulate(regression(), js.flows.sharpness_reduction(0.1, 1e-3), 6000, init=point, probes=PROBES, every=every)
         ends.append(float(ds.angle[-1]))
         assert float(ds.loss.max()) < 1e-20  # it stays on the minimizer manifold
     np.testing.assert_allclose(ends[0], ends[1], atol=1e-5)
-
-
-def test_the_flow_descends_and_stands_for_the_edge_of_stability():
-    problem, point = tanh_network()
-    probes = ["spherical_sharpness", "effective_learning_rate", "parameter_norm"]
-    ds = js.simulate(problem, js.flows.sharpness_reduction(0.1, 1e-3), 4000, init=point, probes=probes, every=1000)
-    assert (np.diff(ds.spherical_sharpness) < 0).all()
-    np.testing.assert_allclose(ds.effective_learning_rate * ds.spherical_sharpness, 2, rtol=1e-3)
-    np.testing.assert_allclose(ds.parameter_norm, 1, rtol=1e-12)
-    assert int(ds.hvps) > 0
 
 
 def test_the_flow_on_a_real_network_and_real_data_in_a_grid():
@@ -115,7 +105,7 @@ def test_a_lost_eigengap_is_flagged_and_not_integrated_through():
     problem = js.problems.from_loss(_crossing_loss, _ones, residuals=_crossing_residuals, name="crossing")
     start = np.array([1.5, 0.0, 0.0])
     rule = js.flows.sharpness_reduction(0.1, c_b=np.inf)
-    ds = js.simulate(problem, rule, 2000, init=start, probes=["parameters", js.probes.sharpness(k=2)], every=50)
+    ds = js.simulate(problem, rule, 2000, init=start, probes=["parameters"], every=50)
     assert int(ds.status) == Status.EIGENGAP_LOST
     crossing = (-1 + np.sqrt(1 + 4 * 1.2)) / 2
     stopped = float(ds.diverged_at)
@@ -152,34 +142,42 @@ def test_a_blow_up_stops_the_member_and_not_the_program():
 FLOWS = {
     "gradient": lambda rate: js.flows.gradient(rate, weight_decay=0.01),
     "sharpness_reduction": lambda rate: js.flows.sharpness_reduction(rate, weight_decay=0.01),
-    "sharpness_reduction with c_b": lambda rate: js.flows.sharpness_reduction(rate, c_b=4.0),
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "precision"),
-    [("gradient", "float64"), ("sharpness_reduction", "float64"), ("sharpness_reduction with c_b", "float32")],
-    indirect=["precision"],
-)
-def test_every_flow_in_a_grid_equals_itself_alone_and_keeps_its_program(name, precision):
-    rng = np.random.default_rng(0)
-    problem = js.problems.bn_linear_regression(rng.normal(size=(6, 10)), rng.normal(size=6))
-    point = js.problems.interpolant(problem, jax.random.key(0), angle=0.9)
-    options = {"steps": 30, "every": 15, "init": point, "probes": ["parameters"]}
-    run = lambda rates: js.sweep(problem, _factory(name), {"rate": rates}, progress=False, **options)  # noqa: E731
+@pytest.mark.parametrize("name", FLOWS)
+def test_every_flow_in_a_grid_equals_itself_alone_and_keeps_its_program(name):
+    point = js.problems.interpolant(regression(), jax.random.key(0), angle=0.9)
+    options = {"steps": 300, "every": 15, "init": point, "probes": PROBES}
+    run = lambda rates: js.sweep(regression(), _factory(name), {"rate": rates}, progress=False, **options)  # noqa: E731
     together = run([0.1, 0.2])
     assert not together.status.any()
     with count_compilations() as compiled:
         run([0.15, 0.3])
     assert not compiled
-    alone = js.simulate(problem, FLOWS[name](0.2), **options)
-    bound = 1e-5 if precision == "float64" else 1e-3  # ten local errors: where a step is limited by stability, rounding decides
-    np.testing.assert_allclose(together.parameters.sel(rate=0.2, seed=0), alone.parameters, atol=bound)
-    assert together.parameters.dtype == precision
+    alone = js.simulate(regression(), FLOWS[name](0.2), **options)
+    # ten local errors: where a step is limited by stability, rounding decides
+    np.testing.assert_allclose(together.parameters.sel(rate=0.2, seed=0), alone.parameters, atol=1e-5)
+    assert together.parameters.dtype == "float64"
 
 
 def _factory(name):
     return lambda rate: FLOWS[name](rate)
+
+
+def test_in_single_precision_with_the_constant_of_weight_decay():
+    """C_b = 2 is the flow of GD with weight decay, of τ = η² t / 2."""
+    with jax.enable_x64(False):
+        rng = np.random.default_rng(0)
+        problem = js.problems.bn_linear_regression(rng.normal(size=(6, 10)), rng.normal(size=6))
+        point = js.problems.interpolant(problem, jax.random.key(0), angle=0.9)
+        ds = js.simulate(
+            problem, js.flows.sharpness_reduction(0.2, c_b=2.0), 30, init=point, probes=["metrics", "parameters"], every=15
+        )
+    assert int(ds.status) == 0
+    assert ds.parameters.dtype == "float32"
+    np.testing.assert_allclose(ds.time[-1], 0.6, rtol=1e-5)
+    np.testing.assert_allclose(ds.angle, js.problems.exact_angle(0.9, ds.time.values.astype(float)), atol=1e-3)
 
 
 def test_a_flow_needs_one_way_to_set_its_constant():

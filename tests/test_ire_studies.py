@@ -1,7 +1,8 @@
 """ire-llama and ire-images: their rules step by step in NumPy, speed-ups and choices on made-up curves, tiny runs."""
 
 import json
-from functools import cache
+import sys
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import jaxsharp as js
 from jaxsharp import models
 from jaxsharp.experiments import EXPERIMENTS
 from jaxsharp.experiments.ire_images import METHODS, NETWORKS, _problems, chosen
@@ -24,9 +26,10 @@ LLAMA, IMAGES = EXPERIMENTS["ire-llama"], EXPERIMENTS["ire-images"]
 
 @cache
 def text():
-    """A tiny run of a single block; not to be changed."""
+    """A tiny run of a single block, in batches of one size, so that both sweeps share a program; not to be changed."""
     with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:  # optax's Adam needs it
         patch.setitem(SIZES, "15K", (4, 1, 1))
+        patch.setattr(sys.modules[LLAMA.run.__module__], "sweep", partial(js.sweep, batch_size=4))
         return LLAMA.run(LLAMA.configure(**TINY_TEXT))
 
 
@@ -49,8 +52,11 @@ TINY_TEXT = {
 
 @cache
 def pictures():
-    """A tiny run, of a perceptron in the ViT's place, which compiles much faster; not to be changed."""
-    tiny = {"data_seed": 1, "seeds": 2, "steps": 6, "ire_every": 2, "minibatch": 5, "images": 20, "held_out": 15, "width": 2}
+    """A tiny run, of a perceptron in the ViT's place, which compiles much faster; not to be changed.
+
+    Of as many seeds as there are choices to tune, so that tuning and the final runs share a program.
+    """
+    tiny = {"data_seed": 1, "seeds": 4, "steps": 6, "ire_every": 2, "minibatch": 5, "images": 20, "held_out": 15, "width": 2}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(NETWORKS, "vit", lambda width, patch: models.MLP(widths=(width,), norm="batch"))
         return IMAGES.run(IMAGES.configure(**tiny, networks=("vit",), learning_rates=(0.1,)))

@@ -1,11 +1,15 @@
 """The predictions of the theory, on trajectories: exact solution, first order in the step, period of the oscillation."""
 
+from functools import cache
+
 import jax
 import numpy as np
 import pytest
 from support import regression, tanh_network
 
 import jaxsharp as js
+
+PROBES = ["metrics", "loss", "parameters"]  # those of test_flows, whose program this is
 
 
 @jax.jit
@@ -22,7 +26,7 @@ def interpolant():
 @pytest.mark.smoke
 def test_flow_meets_the_exact_solution(interpolant):
     problem, point = interpolant
-    ds = js.simulate(problem, js.flows.sharpness_reduction(0.1, 1e-3), 20_000, init=point, probes=["metrics"], every=1000)
+    ds = js.simulate(problem, js.flows.sharpness_reduction(0.1, 1e-3), 20_000, init=point, probes=PROBES, every=1000)
     assert int(ds.status) == 0
     np.testing.assert_allclose(ds.time, 1e-4 * ds.step)
     np.testing.assert_allclose(ds.angle, js.problems.exact_angle(1.2, ds.time.values), rtol=0, atol=1e-5)
@@ -49,17 +53,27 @@ def test_gd_with_weight_decay_approaches_the_exact_solution_at_first_order(inter
     assert worst[1] < worst[0] / 5
 
 
+@cache
+def descent():
+    """The flow of a network."""
+    problem, point = tanh_network()
+    rule = js.flows.sharpness_reduction(0.1, 1e-3, tolerance=1e-8, eigen_tolerance=1e-8)
+    probes = ["spherical_sharpness", "effective_learning_rate", "parameter_norm", "parameters"]
+    return js.simulate(problem, rule, 4000, init=point, probes=probes, every=1000)
+
+
+def test_the_flow_descends_and_stands_for_the_edge_of_stability():
+    ds = descent()
+    assert (np.diff(ds.spherical_sharpness) < 0).all()
+    np.testing.assert_allclose(ds.effective_learning_rate * ds.spherical_sharpness, 2, rtol=1e-3)
+    np.testing.assert_allclose(ds.parameter_norm, 1, rtol=1e-12)
+    assert int(ds.hvps) > 0
+
+
 def test_distance_between_gd_and_the_flow_is_of_first_order():
     """GD+WD (two iterates averaged) leaves the flow by a distance that falls at least 7-fold per 10-fold cut of η̂λ̂."""
     problem, point = tanh_network()
-    flow = js.simulate(
-        problem,
-        js.flows.sharpness_reduction(0.1, 1e-3, tolerance=1e-8, eigen_tolerance=1e-8),
-        4000,
-        init=point,
-        probes=["parameters", "spherical_sharpness"],
-        every=4000,
-    )
+    flow = descent()
     assert int(flow.status) == 0
     assert float(flow.spherical_sharpness[-1]) < 0.6 * float(flow.spherical_sharpness[0])
     distances = []

@@ -131,7 +131,7 @@ def sharpness_reduction(
     Example:
         >>> import jax, numpy as np, jaxsharp as js
         >>> rng = np.random.default_rng(0)
-        >>> problem = js.problems.bn_linear_regression(rng.normal(size=(5, 8)), rng.normal(size=5))
+        >>> problem = js.problems.bn_linear_regression(rng.normal(size=(12, 20)), rng.normal(size=12))
         >>> start = js.problems.interpolant(problem, jax.random.key(0), angle=1.2)
         >>> flow = js.flows.sharpness_reduction(0.1, 1e-3)
         >>> ds = js.simulate(problem, flow, steps=5000, init=start, probes=["metrics"], every=5000)
