@@ -39,10 +39,11 @@ def _planted_crossing(heights, size=300):
 
 
 CROSSINGS = {
-    "rising": np.linspace(0.5, 1.5, 81),
-    "jumping": np.r_[np.full(5, 0.1), np.full(35, 1.5)],
+    "rising": np.linspace(0.5, 1.5, 101),
+    "jumping": np.r_[np.full(66, 0.1), np.full(35, 1.5)],
     "slow": np.linspace(0.9, 1.1, 101),
 }
+"""Heights of the one that overtakes, all of one length, so that a program is compiled once."""
 SEEDS = 16
 
 
