@@ -17,9 +17,6 @@ from jaxsharp.curvature.turns import at_once
 ROUNDS_AT_ONCE = 8
 """Rounds after which the members of a batch that are still searching are brought together again."""
 
-BEYOND = 2.0**30
-"""How many units a product may have before the unit is taken anew."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -74,7 +71,7 @@ class Search(NamedTuple):
     """A search under way; arrays, for one member. Products and values are in units, whose squares neither vanish nor overflow.
 
     Attributes:
-        unit: a power of two near the largest entry of the first product, 0 before that; taken anew where one is far larger.
+        unit: a power of two near the largest entry of the first product that is not zero; 0 before that.
         basis: (rows, D) orthonormal directions, zero where there is none.
         products: (rows, D) the operator applied to each.
         projected: (rows, rows) basis · productsᵀ.
@@ -310,8 +307,8 @@ def _grow(apply, task, plan, state, directions, growing):
     """Multiplies new directions and solves the projected problem on all."""
     fresh, found = _orthonormalize(directions, state.basis, task.locked)
     multiplied = _apply_rows(apply, fresh)
-    state = _in_range(state, multiplied)
-    multiplied = multiplied / _or_one(state.unit)
+    unit = jnp.where(state.unit > 0, state.unit, jnp.where((multiplied != 0).any(), _unit_of(multiplied), 0))
+    multiplied = multiplied / _or_one(unit)
     place = (state.filled, jnp.zeros_like(state.filled))
     basis = jax.lax.dynamic_update_slice(state.basis, fresh, place)
     products = jax.lax.dynamic_update_slice(state.products, multiplied, place)
@@ -326,7 +323,7 @@ def _grow(apply, task, plan, state, directions, growing):
     has_value = ~jnp.isneginf(top)
     residuals = dot(mixing, products) - jnp.where(has_value, top, 0)[:, None] * dot(mixing, basis)
     residuals, has_value = residuals[:targets], has_value[:targets]
-    scale = jnp.maximum(_largest(values), task.scale / _or_one(state.unit))
+    scale = jnp.maximum(_largest(values), task.scale / _or_one(unit))
     norms = jnp.linalg.norm(residuals, axis=1)
     errors = jnp.where(norms > 0, norms / jnp.where(scale > 0, scale, 1), norms)
     errors = jnp.where(has_value, errors, jnp.finfo(errors.dtype).max)
@@ -335,7 +332,7 @@ def _grow(apply, task, plan, state, directions, growing):
         worst = jax.lax.top_k(jnp.where(has_value, urgency, 0), plan.block)[1]  # what has no value has no direction to grow by
         residuals = residuals[worst]
     return Search(
-        state.unit,
+        unit,
         basis,
         products,
         projected,
@@ -358,21 +355,6 @@ def _apply_rows(apply, block):
     if jax.default_backend() == "cpu":
         return jax.lax.map(apply, block)
     return jax.vmap(apply)(block)
-
-
-def _in_range(state, multiplied):
-    """Takes the unit from these products where they are the first or far beyond it, in a loop of at most one pass."""
-
-    def beyond(state):
-        largest = jnp.max(jnp.abs(multiplied))
-        return jnp.isfinite(largest) & (largest > BEYOND * state.unit)
-
-    def taken(state):
-        unit = _unit_of(multiplied)
-        change = state.unit / unit
-        return state._replace(unit=unit, products=change * state.products, projected=change * state.projected)
-
-    return jax.lax.while_loop(beyond, taken, state)
 
 
 def _unit_of(product):
