@@ -163,7 +163,7 @@ def _risers(size, seeds, cases):
     def follow(tracker, spectra):
         def measure(memory, spectrum):
             memory, pairs = tracker.measure(lambda v: basis @ (spectrum * (basis.T @ v)), memory)
-            return memory, (pairs.values, pairs.converged)
+            return memory, (pairs.values, pairs.converged, pairs.matvecs)
 
         def one(count):
             return jax.lax.scan(measure, tracker.init(basis[0])._replace(count=count), spectra)[1]
@@ -178,16 +178,19 @@ def _risers(size, seeds, cases):
             rising = 0.5 + 3 * height[:, None] + apart * np.arange(count)
             fixed = np.linspace(3, 2, k)
             spectra = np.stack([np.r_[fixed, row, bulk] for row in rising])
-            values, converged = map(np.asarray, follow(js.curvature.EigenTracker(k=k), jnp.asarray(spectra, basis.dtype)))
             exact = -np.sort(-spectra, axis=1)[:, :k]
-            wrong = np.abs(values - exact) > TOLERANCE * exact[:, :1]
-            stretches = [_longest(member) for member in wrong.any(axis=2)]
-            figures[f"{count} rise together, {apart} apart, among k={k} from 2 to 3"] = {
-                "measurements in a row with a wrong value, median": float(np.median(stretches)),
-                "the same, of all seeds at most": int(np.max(stretches)),
-                "the same for the first value, at most": int(max(_longest(member) for member in wrong[:, :, 0])),
-                "all converged": bool(converged.all()),
-            }
+            for name, alert in {"as it is": {}, "no alert": {"alert": 0}}.items():
+                tracker = js.curvature.EigenTracker(k=k, **alert)
+                values, converged, products = map(np.asarray, follow(tracker, jnp.asarray(spectra, basis.dtype)))
+                wrong = np.abs(values - exact) > TOLERANCE * exact[:, :1]
+                stretches = [_longest(member) for member in wrong.any(axis=2)]
+                figures[f"{count} rise together, {apart} apart, among k={k} from 2 to 3, {name}"] = {
+                    "measurements in a row with a wrong value, median": float(np.median(stretches)),
+                    "the same, of all seeds at most": int(np.max(stretches)),
+                    "the same for the first value, at most": int(max(_longest(member) for member in wrong[:, :, 0])),
+                    "all converged": bool(converged.all()),
+                    "products per value and measurement, later": float(products[:, 1:].mean() / k),
+                }
     return figures
 
 

@@ -173,6 +173,7 @@ def test_what_is_no_operator_on_real_vectors_is_refused(name):
         ({"tol": float("nan")}, "tol must be 0 or more, got nan"),
         ({"max_matvecs": 3, "k": 2}, "at least 4"),
         ({"chunk": 0}, "chunk"),
+        ({"alert": -1}, "alert must be at least 0"),
     ],
 )
 def test_a_tracker_of_settings_that_make_no_sense_is_refused_when_it_is_made(settings, words):

@@ -87,6 +87,69 @@ def test_an_eigenvalue_that_overtakes_from_an_orthogonal_direction_is_caught(nam
     assert converged.all()
 
 
+def _longest(wrong):
+    """The longest run of True in each row."""
+    lengths = np.zeros(len(wrong), int)
+    longest = lengths
+    for column in wrong.T:
+        lengths = np.where(column, lengths + 1, 0)
+        longest = np.maximum(longest, lengths)
+    return longest
+
+
+def test_several_that_rise_together_are_found_soon_after_the_first(precision):
+    """Three, nearly equal, among k = 5: the first that enters is an alert, without which the others come in one by one."""
+    del precision
+    rest = np.random.default_rng(0).uniform(-0.1, 0.5, 192)
+    heights = np.r_[np.linspace(0.5, 3.5, 40), np.full(60, 3.5)]
+    spectra = np.stack([np.r_[np.linspace(3, 2, 5), height + 0.01 * np.arange(3), rest] for height in heights])
+    exact = -np.sort(-spectra, axis=1)[:, :5]
+    basis, spectra = jnp.asarray(_basis(200)), jnp.asarray(spectra)
+
+    @partial(jax.jit, static_argnums=0)
+    def follow(tracker, basis, spectra):
+        def one(count):
+            memory = tracker.init(basis[0])._replace(count=count)
+            step = lambda memory, spectrum: tracker.measure(lambda v: basis @ (spectrum * (basis.T @ v)), memory)  # noqa: E731
+            found = jax.lax.scan(step, memory, spectra)[1]
+            return found.values, found.matvecs, found.converged.all()
+
+        return jax.lax.map(one, 1000 * jnp.arange(SEEDS, dtype=jnp.int32))
+
+    longest, spent = {}, {}
+    for alert in (6, 0):
+        values, products, converged = map(np.asarray, follow(EigenTracker(k=5, alert=alert, block=1), basis, spectra))
+        assert converged.all()
+        wrong = np.abs(values - exact) > 0.01 * exact[:, :1]
+        assert not wrong[:, -1].any()  # in the end all are right
+        assert (_longest(wrong[:, :, 0]) <= 3).all()
+        longest[alert], spent[alert] = _longest(wrong.any(axis=2)), products[:, 1:].mean() / 5
+    assert np.median(longest[6]) <= 4
+    assert longest[6].max() <= 12
+    assert np.median(longest[0]) >= 10  # what the alert is for
+    assert spent[6] < spent[0] + 0.15
+
+
+def test_an_alert_comes_with_what_enters_and_passes():
+    """The guard is looked at six times in a row; not where nothing enters, where k = 1, nor where `alert` is 0."""
+    spectra = np.tile(np.r_[3.0, 2.0, 0.1, np.linspace(0, 0.5, 37)], (40, 1))
+    spectra[6:, 2] = 2.5
+    basis = _basis(40)
+    matrices = np.einsum("ij,mj,kj->mik", basis, spectra, basis)
+    found, memory = _along(EigenTracker(k=2, guard_every=3, block=1), matrices)
+    entry = int(np.argmax(np.abs(found.values[:, 1] - 2.5) < 0.01))
+    assert 6 <= entry < 24
+    expected = np.zeros(40, int)
+    expected[entry : entry + 6] = [6, 5, 4, 3, 2, 1]
+    assert memory.alert.tolist() == expected.tolist()
+    looked = np.diff(np.asarray(memory.guards.steps), prepend=0)
+    quiet = np.r_[0:entry, entry + 7 : 40]
+    assert (looked[quiet] == (quiet % 3 == 0)).all()
+    assert (looked[entry + 1 : entry + 7] == 1).all()
+    for tracker in (EigenTracker(k=2, guard_every=3, alert=0, block=1), EigenTracker(k=1, guard_every=3, block=1)):
+        assert not _along(tracker, matrices)[1].alert.any()
+
+
 @pytest.mark.parametrize("which", ["largest", "smallest"])
 def test_a_guard_grows_by_the_polynomials_of_chebyshev(which):
     """From a part of 1e-6 at 0.6 beside a guard at 0.5: one step of the power method, six with momentum, one without again."""
