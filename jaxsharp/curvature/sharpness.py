@@ -13,9 +13,9 @@ from jax.scipy.sparse.linalg import cg
 from jaxsharp._precision import dot, in_full_precision, vdot
 from jaxsharp._types import Array, Loss, Params, PyTree, Scalar
 from jaxsharp.curvature.eigenpairs import Eigenpairs, top_eigenpairs
-from jaxsharp.curvature.eigenvalue_sum import derivative_unless, separation
 from jaxsharp.curvature.operator import flat_product
 from jaxsharp.curvature.products import hessian_operator, hvp
+from jaxsharp.curvature.separation import derivative_unless, separation
 
 MAX_ANGLE = 0.1
 """Up to which error of its eigenvector, as a sine, a derivative is trusted; as in `top_eigenvalue_sum`."""

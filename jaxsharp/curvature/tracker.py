@@ -53,7 +53,8 @@ class EigenTracker:
     wanted space, others may be on their way with it. So there is an alert for the next `alert` measurements: the guards start
     from mostly random directions and are searched for to three times `tol`. Several that rise together then enter within about
     ten measurements instead of up to fifty; until then the lower ranks are wrong, with residuals that converge
-    (`benchmarks/accuracy.py`).
+    (`benchmarks/accuracy.py`). Where H changes so fast that a measurement takes two products for each that is followed, there
+    is no alert: the search looks around anyway, and guards that start from themselves serve it better.
 
     Between measurements the wanted vectors are moved on by βᵢ times their last motion, the part of their change that leaves the
     space they spanned, so that a rotation among them does not count. βᵢ, between −1 and 1, is what would have been best the
@@ -160,7 +161,8 @@ class EigenTracker:
             watch=alert | (memory.count % self.guard_every == 0),
         )
         motion, left, trust = _motion(pairs.onward, memory)
-        entered = (left > 0.5).any() & (self.k > 1)
+        smooth = (memory.alert > 0) | (pairs.matvecs < 2 * self._rows(like))
+        entered = (left > 0.5).any() & smooth & (self.k > 1)
         alert = jnp.where(entered, self.alert, jnp.maximum(memory.alert - 1, 0))
         return Tracked(pairs.onward, motion, trust, pairs.guards, alert, memory.count + 1), pairs
 
