@@ -81,7 +81,7 @@ def sharpness(
     `sharpness_converged`; `sharpness_products`. The eigenvectors of one measurement start the next.
 
     Args:
-        k: how many eigenvalues; where several overtake at once, those below the first can be late by dozens of measurements, see
+        k: how many eigenvalues; where several overtake at once, those below the first can be late by some ten measurements, see
             `curvature.EigenTracker`.
         tol: relative residual; the error of an isolated eigenvalue is about tol² λ1² / gap, so 1e-2 is usually 1e-4 of λ1.
         max_matvecs: bound on products per measurement; where it is reached the bit EIGENPAIR_UNCONVERGED is set.
