@@ -703,6 +703,18 @@ def test_an_erratic_path_costs_no_more_for_the_motion():
     np.testing.assert_allclose(moved.values, 2.0, rtol=1e-3)
 
 
+def test_a_path_on_which_much_enters_all_the_time_raises_no_alert():
+    """The search has to look around anyway; one alert would follow the other."""
+    matrices = _turning(np.random.default_rng(0).normal(size=40))
+    found, memory = _along(EigenTracker(k=2), matrices)
+    assert found.matvecs[1:].mean() > 6  # two for each that is followed
+    assert not memory.alert.any()
+    np.testing.assert_allclose(found.values, np.tile([2.0, 1.5], (40, 1)), rtol=1e-2)
+    alone = np.linalg.eigh(matrices)[1][:, :, -2:]
+    stayed = np.sum(np.einsum("mia,mib->mab", alone[1:], alone[:-1]) ** 2, axis=2)
+    assert np.mean((1 - stayed > 0.5).any(axis=1)) > 0.5  # most of the time something has entered
+
+
 def test_a_measurement_that_fails_leaves_nothing_behind():
     matrices = _turning(0.03 * np.arange(12))
     matrices[6] = np.nan

@@ -161,10 +161,10 @@ class EigenTracker:
             watch=alert | (memory.count % self.guard_every == 0),
         )
         motion, left, trust = _motion(pairs.onward, memory)
-        smooth = (memory.alert > 0) | (pairs.matvecs < 2 * self._rows(like))
+        smooth = alert | (pairs.matvecs < 2 * self._rows(like))
         entered = (left > 0.5).any() & smooth & (self.k > 1)
-        alert = jnp.where(entered, self.alert, jnp.maximum(memory.alert - 1, 0))
-        return Tracked(pairs.onward, motion, trust, pairs.guards, alert, memory.count + 1), pairs
+        further = jnp.where(entered, self.alert, jnp.maximum(memory.alert - 1, 0))
+        return Tracked(pairs.onward, motion, trust, pairs.guards, further, memory.count + 1), pairs
 
     def _rows(self, like):
         size = sum(leaf.size for leaf in jax.tree.leaves(like))
