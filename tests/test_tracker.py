@@ -98,12 +98,12 @@ def _longest(wrong):
 
 
 def test_several_that_rise_together_are_found_soon_after_the_first(precision):
-    """Three, nearly equal, among k = 5: the first that enters is an alert, without which the others come in one by one."""
+    """Three, nearly equal, among k = 3: the first that enters is an alert, without which the others come in one by one."""
     del precision
-    rest = np.random.default_rng(0).uniform(-0.1, 0.5, 192)
+    rest = np.random.default_rng(0).uniform(-0.1, 0.5, 194)
     heights = np.r_[np.linspace(0.5, 3.5, 40), np.full(60, 3.5)]
-    spectra = np.stack([np.r_[np.linspace(3, 2, 5), height + 0.01 * np.arange(3), rest] for height in heights])
-    exact = -np.sort(-spectra, axis=1)[:, :5]
+    spectra = np.stack([np.r_[np.linspace(3, 2, 3), height + 0.01 * np.arange(3), rest] for height in heights])
+    exact = -np.sort(-spectra, axis=1)[:, :3]
     basis, spectra = jnp.asarray(_basis(200)), jnp.asarray(spectra)
 
     @partial(jax.jit, static_argnums=0)
@@ -118,16 +118,16 @@ def test_several_that_rise_together_are_found_soon_after_the_first(precision):
 
     longest, spent = {}, {}
     for alert in (6, 0):
-        values, products, converged = map(np.asarray, follow(EigenTracker(k=5, alert=alert, block=1), basis, spectra))
+        values, products, converged = map(np.asarray, follow(EigenTracker(k=3, alert=alert, block=1), basis, spectra))
         assert converged.all()
         wrong = np.abs(values - exact) > 0.01 * exact[:, :1]
         assert not wrong[:, -1].any()  # in the end all are right
         assert (_longest(wrong[:, :, 0]) <= 3).all()
-        longest[alert], spent[alert] = _longest(wrong.any(axis=2)), products[:, 1:].mean() / 5
+        longest[alert], spent[alert] = _longest(wrong.any(axis=2)), products[:, 1:].mean() / 3
     assert np.median(longest[6]) <= 4
     assert longest[6].max() <= 12
     assert np.median(longest[0]) >= 10  # what the alert is for
-    assert spent[6] < spent[0] + 0.15
+    assert spent[6] < spent[0] + 0.25
 
 
 def test_an_alert_comes_with_what_enters_and_passes():
@@ -146,7 +146,7 @@ def test_an_alert_comes_with_what_enters_and_passes():
     quiet = np.r_[0:entry, entry + 7 : 40]
     assert (looked[quiet] == (quiet % 3 == 0)).all()
     assert (looked[entry + 1 : entry + 7] == 1).all()
-    for tracker in (EigenTracker(k=2, guard_every=3, alert=0, block=1), EigenTracker(k=1, guard_every=3, block=1)):
+    for tracker in (EigenTracker(k=2, guard_every=3, alert=0, block=1), EigenTracker(k=1, guards=2, guard_every=3, block=1)):
         found, memory = _along(tracker, matrices)
         assert float(found.values[-1, 0]) > 3.49  # it enters here too
         assert not memory.alert.any()
