@@ -106,24 +106,15 @@ def test_several_that_rise_together_are_found_soon_after_the_first(precision):
     exact = -np.sort(-spectra, axis=1)[:, :3]
     basis, spectra = jnp.asarray(_basis(200)), jnp.asarray(spectra)
 
-    @partial(jax.jit, static_argnums=0)
-    def follow(tracker, basis, spectra):
-        def one(count):
-            memory = tracker.init(basis[0])._replace(count=count)
-            step = lambda memory, spectrum: tracker.measure(lambda v: basis @ (spectrum * (basis.T @ v)), memory)  # noqa: E731
-            found = jax.lax.scan(step, memory, spectra)[1]
-            return found.values, found.matvecs, found.converged.all()
-
-        return jax.lax.map(one, 1000 * jnp.arange(SEEDS, dtype=jnp.int32))
-
     longest, spent = {}, {}
     for alert in (6, 0):
-        values, products, converged = map(np.asarray, follow(EigenTracker(k=3, alert=alert, block=1), basis, spectra))
-        assert converged.all()
-        wrong = np.abs(values - exact) > 0.01 * exact[:, :1]
+        follow = partial(_follow, EigenTracker(k=3, alert=alert, block=1), basis, spectra, jnp.zeros_like(basis[:4]))
+        found = jax.lax.map(follow, 1000 * jnp.arange(SEEDS, dtype=jnp.int32))
+        assert found.converged.all()
+        wrong = np.abs(np.asarray(found.values) - exact) > 0.01 * exact[:, :1]
         assert not wrong[:, -1].any()  # in the end all are right
         assert (_longest(wrong[:, :, 0]) <= 3).all()
-        longest[alert], spent[alert] = _longest(wrong.any(axis=2)), products[:, 1:].mean() / 3
+        longest[alert], spent[alert] = _longest(wrong.any(axis=2)), np.mean(found.matvecs[:, 1:]) / 3
     assert np.median(longest[6]) <= 4
     assert longest[6].max() <= 12
     assert np.median(longest[0]) >= 10  # what the alert is for
@@ -706,7 +697,7 @@ def test_an_erratic_path_costs_no_more_for_the_motion():
 
 
 def test_a_path_on_which_much_enters_all_the_time_raises_no_alert():
-    """Each time the top two turn by 50 to 70 degrees towards new directions; the search has to look around anyway."""
+    """Each time the top two turn by 49 to 74 degrees towards new directions; the search has to look around anyway."""
     rng = np.random.default_rng(0)
     vectors, paths = _basis(80)[:, :2], []
     for fresh in rng.normal(size=(40, 80, 2)) / np.sqrt(80):
